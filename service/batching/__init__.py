@@ -1,0 +1,1 @@
+"""The request batcher: a pure queue that decides, and a thin loop that waits, runs and resolves."""

@@ -1,0 +1,316 @@
+"""The thin loop around `BatchQueue`: it waits, hands batches to the runner, and resolves replies.
+
+All of it runs on the event loop's thread; only the model runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol
+
+from service.batching.queue import BatchQueue, Entry, Lane, Limits, Taken
+from service.batching.runner import Runner
+from service.errors import DeadlineExceeded, Internal, InvalidArgument, KilnError, Overloaded, Unavailable
+from service.tensors import (
+    Signature,
+    Tensors,
+    check_shape,
+    concatenate,
+    count_rows,
+    size_bytes,
+    split,
+    trailing_shapes,
+)
+
+_log = logging.getLogger("kiln.batcher")
+_RATE_MEMORY = 0.8
+"""Weight of the past in the running estimate of rows per second."""
+
+
+class Model(Protocol):
+    """What runs the batches."""
+
+    def bucket_rows(self, lane: Lane, rows: int) -> int:
+        """How many rows the plan for this lane wants to be given, at least `rows`."""
+
+    def run(self, lane: Lane, inputs: Tensors) -> Tensors:
+        """Run one batch, ``(rows, …)`` in and out; called from the runner's thread."""
+
+
+class Observer(Protocol):
+    """Where the batcher reports; see `service.metrics.VersionMetrics`."""
+
+    waited: Callable[[float], None]
+
+    def executed(self, rows: int, seconds: float) -> None: ...
+    def failed(self) -> None: ...
+    def dropped(self, reason: str, count: int) -> None: ...
+
+
+class Batcher:
+    """Fuses the requests of one model version into batches.
+
+    A free runner takes what is there at once; batches grow because the runner is busy. While it
+    runs, the next batch is assembled ahead only if it is full already, for then waiting could not
+    make it larger.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        limits: Limits,
+        *,
+        runner: Runner,
+        observer: Observer,
+        split_oversize: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.queue = BatchQueue(limits)
+        self._model = model
+        self._runner = runner
+        self._observer = observer
+        self._split_oversize = split_oversize
+        self._clock = clock
+        self._retries: deque[list[Entry]] = deque()
+        self._running: list[list[Entry]] = []
+        self._rows_per_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __repr__(self) -> str:
+        return f"<Batcher {self.queue!r}, {len(self._running)} running, {len(self._retries)} to retry>"
+
+    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
+        """Queue one validated request; the answer has as many rows as `inputs`.
+
+        Raises:
+            Unavailable: the version is stopping.
+            InvalidArgument: more rows than a batch may have, where splitting is off, or more
+                than the queue can ever hold.
+            Overloaded: the queue is full.
+        """
+        if self._closed:
+            raise Unavailable("the model is stopping")
+        rows = count_rows(signature, inputs)
+        lane = _lane(signature, inputs)
+        now = self._clock()
+        loop = asyncio.get_running_loop()
+        entries = [
+            Entry(lane, part, part_rows, size_bytes(part), now, deadline, loop.create_future())
+            for part, part_rows in self._cut(lane, inputs, rows)
+        ]
+        try:
+            self._dispose(self.queue.offer(entries, now, self._rows_per_s))
+        except Overloaded:
+            self._observer.dropped("overloaded", 1)
+            raise
+        self._idle.clear()
+        if deadline is not None:
+            self._set_timer(deadline)
+        self._pump()
+        if len(entries) == 1:
+            reply: Awaitable[Tensors] = entries[0].reply  # type: ignore[assignment]
+            return reply
+        return _join([entry.reply for entry in entries])  # type: ignore[misc]
+
+    async def stop(self, drain_s: float) -> None:
+        """Refuse new requests, finish the taken ones within `drain_s`, fail what is left."""
+        self._closed = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), drain_s)
+        except TimeoutError:
+            left = self.queue.clear() + [e for batch in (*self._retries, *self._running) for e in batch]
+            self._retries.clear()
+            _log.warning("%d requests were not finished within %.1f s", len(left), drain_s)
+            for entry in left:
+                _fail(entry, Unavailable("the server stopped before this request was finished"))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._runner.close()
+
+    def _cut(self, lane: Lane, inputs: Tensors, rows: int) -> list[tuple[Tensors, int]]:
+        limits = self.queue.limits
+        if rows <= limits.max_batch_rows or not lane.fuses:
+            return [(inputs, rows)]
+        if not self._split_oversize:
+            raise InvalidArgument(f"at most {limits.max_batch_rows} rows per request are taken, got {rows}")
+        if rows > limits.max_queue_rows:
+            raise InvalidArgument(f"{rows} rows in one request, but the queue holds {limits.max_queue_rows}")
+        full, rest = divmod(rows, limits.max_batch_rows)
+        counts = [limits.max_batch_rows] * full + [rest] * bool(rest)
+        return list(zip(split(inputs, counts), counts, strict=True))
+
+    def _pump(self) -> None:
+        """Hand the runner what is worth running now; look again later where it is not yet."""
+        while len(self._running) < 2:
+            if self._running and not (self._retries or self.queue.has_full_batch()):
+                return
+            if self._retries:
+                taken = self._recheck(self._retries.popleft())
+            else:
+                taken = self.queue.take(self._clock())
+                for entry in taken.entries:
+                    self._observer.waited(self._clock() - entry.enqueued)
+            self._dispose(taken)
+            if taken.entries:
+                self._start(taken.entries)
+            elif not self._retries:
+                self._rest()
+                return
+
+    def _recheck(self, entries: list[Entry]) -> Taken:
+        """Entries to be run again, less those whose caller has gone or whose deadline passed."""
+        now = self._clock()
+        taken = Taken()
+        for entry in entries:
+            if entry.reply.done():
+                taken.cancelled += 1
+            elif entry.deadline is not None and now >= entry.deadline:
+                taken.expired.append(entry)
+            else:
+                taken.entries.append(entry)
+        return taken
+
+    def _rest(self) -> None:
+        """Nothing can be taken now: idle, or a batch is worth waiting for."""
+        look = self.queue.next_look()
+        if look is not None:
+            self._set_timer(look)
+        elif not self._running:
+            self._idle.set()
+
+    def _start(self, entries: list[Entry]) -> None:
+        lane = entries[0].lane
+        self._running.append(entries)
+        try:
+            if lane.fuses:
+                rows = sum(entry.rows for entry in entries)
+                batch = concatenate([e.payload for e in entries], self._model.bucket_rows(lane, rows))
+            else:
+                batch = entries[0].payload
+        except Exception as error:  # noqa: BLE001 - one bad batch must not stop the loop
+            self._finish(entries, error)
+            return
+        self._runner.start(partial(self._run, lane, batch), partial(self._finish, entries))
+
+    def _run(self, lane: Lane, batch: Tensors) -> tuple[Tensors, float]:
+        """On the runner's thread: outputs and the seconds they took."""
+        start = time.perf_counter()
+        outputs = self._model.run(lane, batch)
+        return outputs, time.perf_counter() - start
+
+    def _finish(self, entries: list[Entry], result: tuple[Tensors, float] | Exception) -> None:
+        self._running.remove(entries)
+        if not isinstance(result, Exception):
+            outputs, seconds = result
+            rows = sum(entry.rows for entry in entries)
+            self._observer.executed(rows, seconds)
+            self._learn(rows, seconds)
+            try:
+                parts = self._parts(entries, outputs)
+            except Internal as error:
+                result = error
+            else:
+                for entry, part in zip(entries, parts, strict=True):
+                    if not entry.reply.done():
+                        entry.reply.set_result(part)
+        if isinstance(result, Exception):
+            self._bisect(entries, result)
+        self._pump()
+
+    def _parts(self, entries: list[Entry], outputs: Tensors) -> list[Tensors]:
+        """Each caller's rows; `Internal` if the model answered with another number of rows."""
+        if not entries[0].lane.fuses:
+            return [outputs]
+        counts = [entry.rows for entry in entries]
+        given = self._model.bucket_rows(entries[0].lane, sum(counts))
+        for name, array in outputs.items():
+            if array.ndim == 0 or array.shape[0] != given:
+                got = array.shape[0] if array.ndim else "a scalar"
+                raise Internal(f"output {name!r}: the model was given {given} rows and answered {got}")
+        return split(outputs, counts)
+
+    def _bisect(self, entries: list[Entry], error: Exception) -> None:
+        """A batch that failed is run again in halves, so that only the rows at fault fail."""
+        self._observer.failed()
+        if len(entries) == 1:
+            _fail(entries[0], _error_for(entries[0], error))
+            return
+        middle = len(entries) // 2
+        self._retries.append(entries[:middle])
+        self._retries.append(entries[middle:])
+
+    def _dispose(self, taken: Taken) -> None:
+        self._observer.dropped("cancelled", taken.cancelled)
+        self._observer.dropped("expired", len(taken.expired))
+        for entry in taken.expired:
+            waited_ms = (self._clock() - entry.enqueued) * 1e3
+            _fail(entry, DeadlineExceeded(f"the deadline passed after {waited_ms:.0f} ms in the queue"))
+
+    def _learn(self, rows: int, seconds: float) -> None:
+        rate = rows / max(seconds, 1e-9)
+        self._rows_per_s = _RATE_MEMORY * self._rows_per_s + (1 - _RATE_MEMORY) * rate if self._rows_per_s else rate
+
+    def _set_timer(self, at: float) -> None:
+        """Look again at `at`, or earlier if that was planned already."""
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        delay = max(at - self._clock(), 0.0)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        """A deadline or the end of a wait has come."""
+        self._timer = None
+        self._dispose(self.queue.sweep(self._clock()))
+        self._pump()
+        if self._timer is None and (deadline := self.queue.earliest_deadline()) is not None:
+            self._set_timer(deadline)
+
+
+def _lane(signature: Signature, inputs: Tensors) -> Lane:
+    conforms = all(spec.admits(inputs[spec.name].shape) for spec in signature.inputs)
+    if not signature.batched:
+        return Lane(signature, tuple(inputs[spec.name].shape for spec in signature.inputs), conforms, False)
+    return Lane(signature, trailing_shapes(signature, inputs), conforms, True)
+
+
+async def _join(replies: list[asyncio.Future[Tensors]]) -> Tensors:
+    """The answers of a split request as one; when one part fails, the others are given up."""
+    try:
+        return concatenate([await reply for reply in replies])
+    finally:
+        for reply in replies:
+            if not reply.done():
+                reply.cancel()
+            elif not reply.cancelled():
+                reply.exception()  # retrieved, so that asyncio does not warn
+
+
+def _fail(entry: Entry, error: KilnError) -> None:
+    if not entry.reply.done():
+        entry.reply.set_exception(error.again())
+
+
+def _error_for(entry: Entry, error: Exception) -> KilnError:
+    """What the caller of an entry that failed alone is told."""
+    if not entry.lane.conforms:
+        try:
+            for spec in entry.lane.signature.inputs:
+                check_shape(spec, entry.payload[spec.name].shape)
+        except InvalidArgument as mismatch:
+            return mismatch  # the graph was let try and refused: the shape is the reason to give
+    if isinstance(error, KilnError):
+        return error
+    _log.error("the model failed", exc_info=error)
+    return Internal(f"the model failed: {type(error).__name__}: {error}")

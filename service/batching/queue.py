@@ -1,0 +1,228 @@
+"""The decisions of the batcher as a plain object: no clock, no lock, no event loop.
+
+Requests wait in lanes. All entries of a lane have the same signature and trailing shapes, so any
+of them can be concatenated; one queue holds all lanes of a model version, so its bounds cover
+them together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from service.errors import Overloaded
+from service.tensors import Signature, Tensors
+
+_LONGEST_RETRY_S = 60.0
+
+
+class Reply(Protocol):
+    """The slot that an entry's answer goes into (an `asyncio.Future`, or a fake)."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What must agree between entries that share a batch.
+
+    `shapes` are the inputs' shapes without their rows; `conforms` tells whether they are what
+    the signature asks for (only the signature plan may run others); without `fuses` each entry
+    runs alone.
+    """
+
+    signature: Signature
+    shapes: tuple[tuple[int, ...], ...]
+    conforms: bool
+    fuses: bool
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[int, ...], ...]]:
+        """Identity within one version: cheap to hash, unlike the lane itself."""
+        return (self.signature.name, self.shapes)
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One request in the queue: `enqueued` and `deadline` are seconds of the caller's clock."""
+
+    lane: Lane
+    payload: Tensors
+    rows: int
+    size_bytes: int
+    enqueued: float
+    deadline: float | None
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one version's queue and batches."""
+
+    max_batch_rows: int
+    max_queue_rows: int
+    max_queue_bytes: int
+    batch_wait_s: float = 0.0
+
+
+@dataclass
+class Taken:
+    """What one look at the queue yields.
+
+    `entries` are to be run together; `expired` are to be failed; `cancelled` counts those whose
+    caller had gone.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    expired: list[Entry] = field(default_factory=list)
+    cancelled: int = 0
+
+
+class BatchQueue:
+    """Bounded queue of one model version."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.rows = 0
+        self.size_bytes = 0
+        self._lanes: dict[tuple[str, tuple[tuple[int, ...], ...]], deque[Entry]] = {}
+
+    def __repr__(self) -> str:
+        return f"<BatchQueue {len(self)} entries, {self.rows} rows in {len(self._lanes)} lanes>"
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lanes.values()))
+
+    def offer(self, entries: Sequence[Entry], now: float, rows_per_s: float = 0.0) -> Taken:
+        """Queue all of `entries`, or none; never waits.
+
+        Returns what was swept out to make room. `rows_per_s` is the measured rate behind an
+        honest ``Retry-After``.
+
+        Raises:
+            Overloaded: there is no room for them.
+        """
+        rows = sum(entry.rows for entry in entries)
+        size = sum(entry.size_bytes for entry in entries)
+        swept = Taken()
+        if self._over_limit(rows, size):
+            swept = self.sweep(now)
+            if self._over_limit(rows, size):
+                raise Overloaded(
+                    "The batch scheduling queue to which this task was submitted is full: "
+                    f"{self.rows} rows ({self.size_bytes} bytes) wait, {rows} rows ({size} bytes) came, "
+                    f"the limit is {self.limits.max_queue_rows} rows ({self.limits.max_queue_bytes} bytes)",
+                    min(self.rows / rows_per_s, _LONGEST_RETRY_S) if rows_per_s else 1.0,
+                )
+        for entry in entries:
+            self._lanes.setdefault(entry.lane.key, deque()).append(entry)
+        self.rows += rows
+        self.size_bytes += size
+        return swept
+
+    def take(self, now: float) -> Taken:
+        """Remove the next batch: the lane whose first entry has waited longest, in order.
+
+        Entries whose caller has gone are skipped, and those past their deadline are set apart,
+        both before the run. Nothing is taken while `next_look` lies ahead.
+        """
+        taken = Taken()
+        while self._lanes and not taken.entries:
+            key = min(self._lanes, key=lambda k: self._lanes[k][0].enqueued)
+            lane = self._lanes[key]
+            if not self._is_due(lane, now):
+                break
+            self._take_from(lane, now, taken)
+            if not lane:
+                del self._lanes[key]
+        return taken
+
+    def next_look(self) -> float | None:
+        """When `take` is next worth a call, on the caller's clock; None while empty."""
+        if not self._lanes:
+            return None
+        return min(
+            lane[0].enqueued + (0.0 if self._is_full(lane) else self.limits.batch_wait_s)
+            for lane in self._lanes.values()
+        )
+
+    def has_full_batch(self) -> bool:
+        """Whether the next batch could not grow by waiting, so that it may be assembled ahead."""
+        if self.rows < self.limits.max_batch_rows or not self._lanes:
+            return False
+        oldest = min(self._lanes.values(), key=lambda lane: lane[0].enqueued)
+        return self._is_full(oldest)
+
+    def earliest_deadline(self) -> float | None:
+        """The first deadline among all entries; a scan, made only when a timer is to be set."""
+        deadlines = (e.deadline for lane in self._lanes.values() for e in lane if e.deadline is not None)
+        return min(deadlines, default=None)
+
+    def sweep(self, now: float) -> Taken:
+        """Remove all entries that are cancelled or past their deadline."""
+        swept = Taken()
+        for key, lane in list(self._lanes.items()):
+            kept = deque(entry for entry in lane if not self._drop(entry, now, swept))
+            if kept:
+                self._lanes[key] = kept
+            else:
+                del self._lanes[key]
+        return swept
+
+    def clear(self) -> list[Entry]:
+        """Remove everything."""
+        entries = [entry for lane in self._lanes.values() for entry in lane]
+        self._lanes.clear()
+        self.rows = self.size_bytes = 0
+        return entries
+
+    def _over_limit(self, rows: int, size: int) -> bool:
+        limits = self.limits
+        return self.rows + rows > limits.max_queue_rows or self.size_bytes + size > limits.max_queue_bytes
+
+    def _is_full(self, lane: deque[Entry]) -> bool:
+        if not lane[0].lane.fuses:
+            return True
+        rows = 0
+        for entry in lane:
+            rows += entry.rows
+            if rows >= self.limits.max_batch_rows:
+                return True
+        return False
+
+    def _is_due(self, lane: deque[Entry], now: float) -> bool:
+        wait = self.limits.batch_wait_s
+        return not wait or now >= lane[0].enqueued + wait or self._is_full(lane)
+
+    def _take_from(self, lane: deque[Entry], now: float, taken: Taken) -> None:
+        rows = 0
+        while lane:
+            entry = lane[0]
+            if self._drop(entry, now, taken):
+                lane.popleft()
+                continue
+            if taken.entries and (not entry.lane.fuses or rows + entry.rows > self.limits.max_batch_rows):
+                return
+            lane.popleft()
+            self._forget(entry)
+            taken.entries.append(entry)
+            rows += entry.rows
+
+    def _drop(self, entry: Entry, now: float, taken: Taken) -> bool:
+        """Account for an entry that must not run; the caller removes it from its lane."""
+        if entry.reply.done():
+            taken.cancelled += 1
+        elif entry.deadline is not None and now >= entry.deadline:
+            taken.expired.append(entry)
+        else:
+            return False
+        self._forget(entry)
+        return True
+
+    def _forget(self, entry: Entry) -> None:
+        self.rows -= entry.rows
+        self.size_bytes -= entry.size_bytes

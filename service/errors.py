@@ -1,0 +1,110 @@
+"""Every way a request or a model can fail, free of any transport.
+
+Each class carries one :class:`Code`; `rest/` and `rpc/` hold one table each from code to status.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Code(Enum):
+    """What went wrong, in the vocabulary that both front ends translate from."""
+
+    INVALID_ARGUMENT = "invalid_argument"
+    TOO_LARGE = "too_large"
+    NOT_FOUND = "not_found"
+    FAILED_PRECONDITION = "failed_precondition"
+    OVERLOADED = "overloaded"
+    UNAVAILABLE = "unavailable"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELLED = "cancelled"
+    UNIMPLEMENTED = "unimplemented"
+    INTERNAL = "internal"
+
+
+class KilnError(Exception):
+    """Base of all errors that a caller may see; ``str(error)`` is the text that is sent."""
+
+    code = Code.INTERNAL
+
+    def again(self) -> KilnError:
+        """A fresh exception with the same meaning.
+
+        One exception object must never be raised to two waiters: each raise would add to the
+        traceback of the other.
+        """
+        return type(self)(*self.args)
+
+
+class InvalidArgument(KilnError):
+    """The request itself is wrong; sending it again cannot help."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class TooLarge(KilnError):
+    """The body or message is over the configured limit."""
+
+    code = Code.TOO_LARGE
+
+
+class NotFound(KilnError):
+    """No such model or version."""
+
+    code = Code.NOT_FOUND
+
+
+class FailedPrecondition(KilnError):
+    """The request is well formed, but this model cannot answer it."""
+
+    code = Code.FAILED_PRECONDITION
+
+
+class Overloaded(KilnError):
+    """The queue is full; `retry_after_s` is when trying again makes sense."""
+
+    code = Code.OVERLOADED
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Unavailable(KilnError):
+    """Not ready, or stopping."""
+
+    code = Code.UNAVAILABLE
+
+
+class DeadlineExceeded(KilnError):
+    """The deadline passed before the request was run."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+class Cancelled(KilnError):
+    """The caller went away."""
+
+    code = Code.CANCELLED
+
+
+class Unimplemented(KilnError):
+    """A part of a protocol that Kiln does not answer."""
+
+    code = Code.UNIMPLEMENTED
+
+
+class Internal(KilnError):
+    """A fault of Kiln or of the model, not of the request."""
+
+    code = Code.INTERNAL
+
+
+class ModelLoadError(KilnError):
+    """A model version could not be imported, loaded or warmed up; the text is the reason shown."""
+
+    code = Code.FAILED_PRECONDITION

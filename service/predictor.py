@@ -1,0 +1,190 @@
+"""The use case: hold a version, decode against its signature, validate, submit, hand back outputs.
+
+The front ends call this and nothing below it. It sees the engine only through `Engine`, so that
+front ends can live in another process than the one that holds the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError
+from service.metrics import Metrics
+from service.registry.lifecycle import VersionStatus
+from service.tensors import Signature, Tensors, check_names, check_shape, count_rows
+
+DEFAULT_SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """Which model a request means; with neither version nor label, the engine's default version."""
+
+    name: str
+    version: int | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a front end knows about a call before it is decoded.
+
+    `deadline` is absolute, in seconds of `time.monotonic`; None waits without limit. `protocol`
+    and `method` are labels for the metrics.
+    """
+
+    ref: ModelRef
+    protocol: str
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A request in terms of a signature.
+
+    With `strict_shapes` the signature's rank and sizes are enforced here; without, as TensorFlow
+    Serving has it, a shape that differs goes to the graph, which may refuse it.
+    """
+
+    signature: Signature
+    inputs: Tensors
+    strict_shapes: bool = True
+
+
+Decoder = Callable[[Mapping[str, Signature]], Decoded]
+"""Turns a body into `Decoded`, given the signatures of the version that will answer it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Outputs, ``(rows, …)`` each, and who made them."""
+
+    model: str
+    version: int
+    signature: Signature
+    outputs: Tensors
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a loaded version says of itself. `versions` are those loaded, in order."""
+
+    name: str
+    version: int
+    versions: tuple[int, ...]
+    platform: str
+    signatures: Mapping[str, Signature]
+
+
+class Handle(Protocol):
+    """A version held for one request; it stays loaded until `release`."""
+
+    model: str
+    version: int
+    signatures: Mapping[str, Signature]
+
+    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
+        """Queue validated inputs. Raises `Overloaded`, `DeadlineExceeded`, `Internal`, …"""
+
+    def release(self) -> None:
+        """Give the version back."""
+
+
+class Engine(Protocol):
+    """What holds the models and the device."""
+
+    def acquire(self, ref: ModelRef) -> Handle:
+        """Hold a READY version; `NotFound` or `Unavailable` otherwise."""
+
+    def describe(self, ref: ModelRef) -> ModelInfo:
+        """Metadata of a READY version; `NotFound` or `Unavailable` otherwise."""
+
+    def statuses(self, ref: ModelRef) -> list[VersionStatus]:
+        """All known versions of a model (or the one asked for), newest first; `NotFound` if none."""
+
+    def model_names(self) -> list[str]:
+        """Names of all known models, sorted."""
+
+
+class Predictor:
+    """Answers predict calls of every dialect."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self.engine = engine
+        self._metrics = metrics
+
+    async def predict(self, call: Call, decode: Decoder) -> Prediction:
+        """Decode, validate and run one request.
+
+        Raises:
+            KilnError: whatever went wrong; the front end translates its code.
+        """
+        observed = self._metrics.request(call.ref.name, call.protocol)
+        try:
+            handle = self.engine.acquire(call.ref)
+        except KilnError as error:
+            observed.refused(error.code)
+            raise
+        observed.version = handle.version
+        try:
+            prediction = await self._run(handle, call, decode)
+        except KilnError as error:
+            observed.done(error.code)
+            raise
+        except BaseException as error:
+            observed.done(Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED)
+            raise
+        finally:
+            handle.release()
+        observed.done(None)
+        return prediction
+
+    async def _run(self, handle: Handle, call: Call, decode: Decoder) -> Prediction:
+        decoded = decode(handle.signatures)
+        validate(decoded)
+        if call.deadline is not None and time.monotonic() >= call.deadline:
+            raise DeadlineExceeded("the deadline passed before the request was queued")
+        outputs = await handle.submit(decoded.signature, decoded.inputs, call.deadline)
+        return Prediction(handle.model, handle.version, decoded.signature, outputs)
+
+
+def validate(decoded: Decoded) -> None:
+    """Raise `InvalidArgument` for anything that must not reach a batch.
+
+    Types are the decoder's business: only it knows what the caller's dialect called them.
+    """
+    check_names(decoded.signature, decoded.inputs)
+    if decoded.strict_shapes:
+        for spec in decoded.signature.inputs:
+            check_shape(spec, decoded.inputs[spec.name].shape)
+    for spec in decoded.signature.inputs:
+        if decoded.inputs[spec.name].dtype != spec.dtype.numpy:
+            raise InvalidArgument(
+                f"input {spec.name!r}: expected datatype {spec.dtype.value}, "
+                f"got {decoded.inputs[spec.name].dtype}"
+            )
+    count_rows(decoded.signature, decoded.inputs)
+
+
+def choose_signature(signatures: Mapping[str, Signature], name: str = "") -> Signature:
+    """The signature of that name; for no name ``serving_default``, or the only one there is.
+
+    Raises:
+        FailedPrecondition: there is no such signature.
+    """
+    if not name:
+        if DEFAULT_SIGNATURE in signatures:
+            return signatures[DEFAULT_SIGNATURE]
+        if len(signatures) == 1:
+            return next(iter(signatures.values()))
+        name = DEFAULT_SIGNATURE
+    try:
+        return signatures[name]
+    except KeyError:
+        known = ", ".join(sorted(signatures)) or "none"
+        raise FailedPrecondition(
+            f'Serving signature name: "{name}" not found in signature def; this model has {known}'
+        ) from None

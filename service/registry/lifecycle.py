@@ -1,0 +1,103 @@
+"""The states of a model version, which go one way, and the counted handles that keep it loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from service.errors import Unavailable
+
+
+class State(Enum):
+    """``NEW → LOADING → WARMING → READY → DRAINING → UNLOADED``; any → ``FAILED``."""
+
+    NEW = "NEW"
+    LOADING = "LOADING"
+    WARMING = "WARMING"
+    READY = "READY"
+    DRAINING = "DRAINING"
+    UNLOADED = "UNLOADED"
+    FAILED = "FAILED"
+
+
+_NEXT = {
+    State.NEW: {State.LOADING, State.FAILED},
+    State.LOADING: {State.WARMING, State.FAILED},
+    State.WARMING: {State.READY, State.FAILED},
+    State.READY: {State.DRAINING, State.FAILED},
+    State.DRAINING: {State.UNLOADED, State.FAILED},
+    State.UNLOADED: set(),
+    State.FAILED: set(),
+}
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """What is told about a version: `reason` says why it failed, else it is empty."""
+
+    model: str
+    version: int
+    state: State
+    reason: str = ""
+
+
+class Lifecycle:
+    """State of one version, and how many requests hold it.
+
+    `on_change` is called after every change of state; `on_idle` once, when the version is
+    draining and its last handle has been returned.
+    """
+
+    def __init__(self, model: str, version: int, on_change: Callable[[VersionStatus], None]) -> None:
+        self._status = VersionStatus(model, version, State.NEW)
+        self._on_change = on_change
+        self._on_idle: Callable[[], None] | None = None
+        self._handles = 0
+
+    def __repr__(self) -> str:
+        s = self._status
+        return f"<{s.model} v{s.version} {s.state.value}, {self._handles} handles>"
+
+    @property
+    def status(self) -> VersionStatus:
+        return self._status
+
+    @property
+    def state(self) -> State:
+        return self._status.state
+
+    @property
+    def handles(self) -> int:
+        return self._handles
+
+    def advance(self, state: State, reason: str = "") -> None:
+        """Go to `state`; a step that the table does not have is a fault of the caller."""
+        if state not in _NEXT[self.state]:
+            raise RuntimeError(f"{self!r} cannot become {state.value}")
+        self._status = VersionStatus(self._status.model, self._status.version, state, reason)
+        self._on_change(self._status)
+
+    def acquire(self) -> None:
+        """Count one more request; `Unavailable` unless READY."""
+        if self.state is not State.READY:
+            s = self._status
+            why = f": {s.reason}" if s.reason else ""
+            raise Unavailable(f"model {s.model!r} version {s.version} is {s.state.value}, not READY{why}")
+        self._handles += 1
+
+    def release(self) -> None:
+        """Give one handle back."""
+        self._handles -= 1
+        self._tell_when_idle()
+
+    def drain(self, on_idle: Callable[[], None]) -> None:
+        """Take no more requests; `on_idle` is called once none is left, at once if there is none."""
+        self.advance(State.DRAINING)
+        self._on_idle = on_idle
+        self._tell_when_idle()
+
+    def _tell_when_idle(self) -> None:
+        if self._handles == 0 and self._on_idle is not None:
+            on_idle, self._on_idle = self._on_idle, None
+            on_idle()

@@ -1,0 +1,101 @@
+"""A loaded model version: its signatures, and for each the plans chosen to run it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from service.batching.queue import Lane
+from service.runtime.base import Plan, PlanUnavailable, bucket_for, buckets_up_to
+from service.runtime.openvino import OpenVinoPlan
+from service.runtime.planner import Candidate, Choice, choose
+from service.runtime.savedmodel import SavedModel
+from service.tensors import Signature, Tensors
+
+_log = logging.getLogger("kiln.runtime")
+PlanName = Literal["auto", "signature", "openvino"]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How versions are planned: see the settings of the same names."""
+
+    max_batch_rows: int
+    plan: PlanName = "auto"
+    plan_budget_s: float = 10.0
+
+
+class LoadedModel:
+    """What the batcher runs: picks the plan for a lane and a number of rows."""
+
+    def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        """Load the SavedModel at `path`; raises `ModelLoadError`."""
+        self._path = path
+        self._options = options
+        self._saved_model = SavedModel(path)
+        self.signatures = self._saved_model.signatures
+        self.device = self._saved_model.device
+        self._buckets = buckets_up_to(options.max_batch_rows)
+        self._baselines = {name: self._saved_model.plan(s) for name, s in self.signatures.items()}
+        self._choices: dict[str, Choice] = {}
+
+    def warm_up(self) -> dict[str, Choice]:
+        """Run every signature on every bucket and choose its plans; blocks for seconds.
+
+        Raises:
+            KilnError: a signature fails on what it declares.
+        """
+        for name, signature in self.signatures.items():
+            buckets = self._buckets if signature.batched else (1,)
+            self._choices[name] = choose(
+                signature,
+                self._baselines[name],
+                self._candidates(signature),
+                buckets,
+                self._options.plan_budget_s,
+            )
+        return self._choices
+
+    def bucket_rows(self, lane: Lane, rows: int) -> int:
+        """Rows to hand to the plan for `rows` rows of `lane`."""
+        return self._plan(lane, rows).bucket_rows(rows)
+
+    def run(self, lane: Lane, inputs: Tensors) -> Tensors:
+        """Run a batch of `lane`, already padded to `bucket_rows`."""
+        rows = len(next(iter(inputs.values()))) if lane.fuses else 1
+        return self._plan(lane, rows).run(inputs)
+
+    def close(self) -> None:
+        """Free all plans and the model."""
+        plans = {id(plan): plan for choice in self._choices.values() for plan in choice.plans.values()}
+        for plan in plans.values():
+            plan.close()
+        self._saved_model.close()
+
+    def _plan(self, lane: Lane, rows: int) -> Plan:
+        name = lane.signature.name
+        choice = self._choices.get(name)
+        if not lane.conforms or choice is None:
+            return self._baselines[name]
+        return choice.plans.get(bucket_for(self._buckets, rows), self._baselines[name])
+
+    def _candidates(self, signature: Signature) -> list[Candidate]:
+        if self._options.plan == "signature":
+            return []
+        if self.device != "CPU:0" and self._options.plan == "auto":
+            return []  # compiled for the CPU, it is no rival to the device that TensorFlow found
+        counts = {1: 0.0 if self._options.plan == "openvino" else 1.0}
+        if (os.cpu_count() or 1) > 1:
+            counts[0] = 1.0
+        candidates = []
+        for threads in counts:
+            build = partial(OpenVinoPlan, self._path, signature, self._buckets, threads)
+            candidates.append(Candidate(build, f"openvino-{threads}" if threads else "openvino"))
+        return candidates
+
+
+__all__ = ["LoadedModel", "PlanName", "PlanUnavailable", "RuntimeOptions"]

@@ -1,0 +1,168 @@
+"""The signature plan: a SavedModel's own graph, run by TensorFlow.
+
+The graph is loaded into a session, as TensorFlow Serving does: its callable takes NumPy arrays
+directly (47 µs for a dense model where the eager signature takes 150 µs), does not enforce
+the signature's static shapes, and gives all memory back when the session is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from service.errors import Internal, InvalidArgument, KilnError, ModelLoadError
+from service.tensors import BY_TENSORFLOW_NUMBER, Array, Signature, Tensors, TensorSpec
+
+_log = logging.getLogger("kiln.runtime")
+_SERVE_TAG = "serve"
+
+
+class SavedModel:
+    """A loaded SavedModel and its signatures."""
+
+    def __init__(self, path: Path) -> None:
+        """Load from `path`; slow, and the first one imports TensorFlow.
+
+        Raises:
+            ModelLoadError: it cannot be loaded, or has no signature that can be served.
+        """
+        tf = _tensorflow()
+        graph = tf.Graph()
+        config = tf.compat.v1.ConfigProto()
+        config.gpu_options.allow_growth = True
+        self._session = tf.compat.v1.Session(graph=graph, config=config)
+        try:
+            with graph.as_default():
+                meta = tf.compat.v1.saved_model.load(self._session, [_SERVE_TAG], str(path))
+            self.signatures, self._tensor_names = _read_signatures(meta.signature_def)
+        except KilnError:
+            self._session.close()
+            raise
+        except Exception as error:
+            self._session.close()
+            raise ModelLoadError(f"TensorFlow cannot load it: {_first_line(error)}") from error
+        devices = [d.name.rsplit("device:", 1)[-1] for d in self._session.list_devices()]
+        self.device = next((d for d in devices if d.startswith(("GPU", "TPU"))), "CPU:0")
+
+    def plan(self, signature: Signature) -> SignaturePlan:
+        """The plan that runs `signature` as it is in the graph."""
+        feeds, fetches = self._tensor_names[signature.name]
+        return SignaturePlan(signature, _callable(self._session, feeds, fetches))
+
+    def close(self) -> None:
+        """Free the graph, its variables and their device memory."""
+        self._session.close()
+
+
+class SignaturePlan:
+    """Runs a signature in the session it was loaded into; takes any number of rows as it is."""
+
+    name = "signature"
+
+    def __init__(self, signature: Signature, call: Callable[..., list[Array]]) -> None:
+        self._inputs = [spec.name for spec in signature.inputs]
+        self._outputs = [spec.name for spec in signature.outputs]
+        self._call = call
+
+    def bucket_rows(self, rows: int) -> int:
+        return rows
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """See `Plan.run`; an input that the graph refuses is `InvalidArgument`."""
+        try:
+            outputs = self._call(*[inputs[name] for name in self._inputs])
+        except Exception as error:
+            raise _translate(error) from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def close(self) -> None:
+        """Nothing of its own: the session belongs to the `SavedModel`."""
+
+
+def _tensorflow() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    tf.get_logger().setLevel(logging.ERROR)
+    return tf
+
+
+def _callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list[Array]]:
+    """A function from feed arrays to fetched arrays.
+
+    `Session.make_callable` is the public way; what it wraps costs 150 µs less a call and is
+    used where this TensorFlow has it.
+    """
+    direct = getattr(session, "_make_callable_from_options", None)
+    if direct is None:
+        return session.make_callable(list(fetches), feed_list=list(feeds))  # type: ignore[no-any-return]
+    from tensorflow.core.protobuf import config_pb2
+
+    return direct(config_pb2.CallableOptions(feed=feeds, fetch=fetches))  # type: ignore[no-any-return]
+
+
+def _read_signatures(
+    signature_defs: Any,
+) -> tuple[dict[str, Signature], dict[str, tuple[list[str], list[str]]]]:
+    """Signatures by name, and for each the graph's tensors to feed and to fetch.
+
+    A signature with a type that no wire carries is left out with a warning.
+    """
+    signatures, tensor_names, reasons = {}, {}, []
+    for name, definition in sorted(signature_defs.items()):
+        if name.startswith("__"):
+            continue  # TensorFlow's own, such as __saved_model_init_op
+        try:
+            inputs, outputs = (_specs(name, side) for side in (definition.inputs, definition.outputs))
+        except ModelLoadError as error:
+            reasons.append(str(error))
+            _log.warning("%s", error)
+            continue
+        signatures[name] = Signature(name, inputs, outputs, definition.method_name)
+        tensor_names[name] = ([s.graph_name for s in inputs], [s.graph_name for s in outputs])
+    if not signatures:
+        why = "; ".join(reasons) or "it was saved without one (model.export() writes one)"
+        raise ModelLoadError(f"no signature can be served: {why}")
+    return signatures, tensor_names
+
+
+def _specs(signature: str, side: Any) -> tuple[TensorSpec, ...]:
+    specs = []
+    for name, info in sorted(side.items()):
+        dtype = BY_TENSORFLOW_NUMBER.get(info.dtype)
+        if dtype is None or not info.name:
+            raise ModelLoadError(
+                f"signature {signature!r}: tensor {name!r} has a type that cannot be served (DataType {info.dtype})"
+            )
+        shape = None
+        if not info.tensor_shape.unknown_rank:
+            shape = tuple(None if d.size < 0 else int(d.size) for d in info.tensor_shape.dim)
+        specs.append(TensorSpec(name, dtype, shape, info.name))
+    return tuple(specs)
+
+
+def _translate(error: Exception) -> KilnError:
+    """TensorFlow's refusal of an input as the caller's fault, anything else as ours."""
+    import tensorflow as tf
+
+    refusals = (
+        tf.errors.InvalidArgumentError,
+        tf.errors.OutOfRangeError,
+        tf.errors.FailedPreconditionError,
+        ValueError,
+        TypeError,
+    )
+    if isinstance(error, refusals):
+        return InvalidArgument(f"the model refused the input: {_first_line(error)}")
+    return Internal(f"the model failed: {type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    """The part of TensorFlow's text that says what was wrong, without its stack of nodes."""
+    text = str(getattr(error, "message", "") or error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("[[", "Detected at node", "(0)", "(1)"))] or lines
+    return lines[0] if lines else type(error).__name__
