@@ -17,6 +17,9 @@ from service.registry.lifecycle import VersionStatus
 from service.tensors import Signature, Tensors, check_names, check_shape, count_rows
 
 DEFAULT_SIGNATURE = "serving_default"
+SERVER_NAME = "kiln"
+EXTENSIONS = ("binary_tensor_data", "parameters")
+"""What Kiln answers of the Open Inference Protocol's extensions, in REST and gRPC alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,9 @@ class Engine(Protocol):
 
     def acquire(self, ref: ModelRef) -> Handle:
         """Hold a READY version; `NotFound` or `Unavailable` otherwise."""
+
+    def check(self, ref: ModelRef) -> None:
+        """As `acquire`, but holds nothing: to refuse a request before its body is read."""
 
     def describe(self, ref: ModelRef) -> ModelInfo:
         """Metadata of a READY version; `NotFound` or `Unavailable` otherwise."""

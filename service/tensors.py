@@ -5,6 +5,7 @@ Pure NumPy; no clock, no thread, no transport.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -287,3 +288,46 @@ def _likely_fix(spec: TensorSpec, shape: tuple[int, ...]) -> str:
         if None not in spec.shape[1:] and np.prod([d or 0 for d in spec.shape[1:]]) == shape[1]:
             return ": reshape each row?"
     return ""
+
+
+def unpack_raw(data: bytes | memoryview, dtype: DataType, shape: tuple[int, ...], name: str) -> Array:
+    """Raw little-endian bytes as an array of `shape`, without a copy (strings excepted).
+
+    Raises:
+        InvalidArgument: the bytes are not exactly what `shape` and `dtype` need.
+    """
+    count = math.prod(shape)
+    if dtype is DataType.BYTES:
+        return _unpack_strings(data, count, name).reshape(shape)
+    expected = count * dtype.numpy.itemsize
+    if len(data) != expected:
+        raise InvalidArgument(
+            f"input {name!r}: {expected} bytes expected for {dtype.value} {_bracket(shape)}, got {len(data)}"
+        )
+    if dtype is DataType.BOOL:
+        return (np.frombuffer(data, np.uint8) != 0).reshape(shape)  # any other bit pattern is undefined in a bool
+    return np.frombuffer(data, dtype.numpy).reshape(shape)
+
+
+def _unpack_strings(data: bytes | memoryview, count: int, name: str) -> Array:
+    """Elements of a 4-byte little-endian length and that many bytes (Open Inference Protocol)."""
+    raw = bytes(data)
+    if count * 4 > len(raw):
+        raise InvalidArgument(f"input {name!r}: {count} strings expected, got {len(raw)} bytes")
+    items = np.empty(count, object)
+    at = 0
+    for index in range(count):
+        start = at + 4
+        at = start + int.from_bytes(raw[start - 4 : start], "little")
+        if start > len(raw) or at > len(raw):
+            raise InvalidArgument(f"input {name!r}: string {index} of {count} goes past the end of the data")
+        items[index] = raw[start:at]
+    if at != len(raw):
+        raise InvalidArgument(f"input {name!r}: {len(raw) - at} bytes follow the last of {count} strings")
+    return items
+
+
+def pack_strings(array: Array) -> bytes:
+    """The inverse of reading BYTES: each element as its 4-byte length and its bytes."""
+    items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.flat]
+    return b"".join(part for item in items for part in (len(item).to_bytes(4, "little"), item))

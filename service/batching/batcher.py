@@ -190,16 +190,13 @@ class Batcher:
     def _start(self, entries: list[Entry]) -> None:
         lane = entries[0].lane
         self._running.append(entries)
-        try:
-            if lane.fuses:
-                rows = sum(entry.rows for entry in entries)
-                batch = concatenate([e.payload for e in entries], self._model.bucket_rows(lane, rows))
-            else:
-                batch = entries[0].payload
-        except Exception as error:  # noqa: BLE001 - one bad batch must not stop the loop
-            self._finish(entries, error)
-            return
-        self._runner.start(partial(self._run, lane, batch), partial(self._finish, entries))
+        given = rows = sum(entry.rows for entry in entries)
+        if lane.fuses:
+            given = self._model.bucket_rows(lane, rows)
+            batch = concatenate([entry.payload for entry in entries], given)
+        else:
+            batch = entries[0].payload
+        self._runner.start(partial(self._run, lane, batch), partial(self._finish, entries, given))
 
     def _run(self, lane: Lane, batch: Tensors) -> tuple[Tensors, float]:
         """On the runner's thread: outputs and the seconds they took."""
@@ -207,7 +204,8 @@ class Batcher:
         outputs = self._model.run(lane, batch)
         return outputs, time.perf_counter() - start
 
-    def _finish(self, entries: list[Entry], result: tuple[Tensors, float] | Exception) -> None:
+    def _finish(self, entries: list[Entry], given: int, result: tuple[Tensors, float] | Exception) -> None:
+        """Resolve every entry of a run that was given `given` rows, padding included."""
         self._running.remove(entries)
         if not isinstance(result, Exception):
             outputs, seconds = result
@@ -215,7 +213,7 @@ class Batcher:
             self._observer.executed(rows, seconds)
             self._learn(rows, seconds)
             try:
-                parts = self._parts(entries, outputs)
+                parts = _parts(entries, given, outputs)
             except Internal as error:
                 result = error
             else:
@@ -225,18 +223,6 @@ class Batcher:
         if isinstance(result, Exception):
             self._bisect(entries, result)
         self._pump()
-
-    def _parts(self, entries: list[Entry], outputs: Tensors) -> list[Tensors]:
-        """Each caller's rows; `Internal` if the model answered with another number of rows."""
-        if not entries[0].lane.fuses:
-            return [outputs]
-        counts = [entry.rows for entry in entries]
-        given = self._model.bucket_rows(entries[0].lane, sum(counts))
-        for name, array in outputs.items():
-            if array.ndim == 0 or array.shape[0] != given:
-                got = array.shape[0] if array.ndim else "a scalar"
-                raise Internal(f"output {name!r}: the model was given {given} rows and answered {got}")
-        return split(outputs, counts)
 
     def _bisect(self, entries: list[Entry], error: Exception) -> None:
         """A batch that failed is run again in halves, so that only the rows at fault fail."""
@@ -283,6 +269,17 @@ def _lane(signature: Signature, inputs: Tensors) -> Lane:
     if not signature.batched:
         return Lane(signature, tuple(inputs[spec.name].shape for spec in signature.inputs), conforms, False)
     return Lane(signature, trailing_shapes(signature, inputs), conforms, True)
+
+
+def _parts(entries: list[Entry], given: int, outputs: Tensors) -> list[Tensors]:
+    """Each caller's rows; `Internal` if the model answered with another number of rows."""
+    if not entries[0].lane.fuses:
+        return [outputs]
+    for name, array in outputs.items():
+        if array.ndim == 0 or array.shape[0] != given:
+            got = array.shape[0] if array.ndim else "a scalar"
+            raise Internal(f"output {name!r}: the model was given {given} rows and answered {got}")
+    return split(outputs, [entry.rows for entry in entries])
 
 
 async def _join(replies: list[asyncio.Future[Tensors]]) -> Tensors:

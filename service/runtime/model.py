@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from service.batching.queue import Lane
-from service.runtime.base import Plan, PlanUnavailable, bucket_for, buckets_up_to
+from service.runtime.base import Plan, bucket_for, buckets_up_to
 from service.runtime.openvino import OpenVinoPlan
-from service.runtime.planner import Candidate, Choice, choose
+from service.runtime.planner import WORTH_A_CHANGE, WORTH_MORE_THREADS, Candidate, Choice, choose
 from service.runtime.savedmodel import SavedModel
 from service.tensors import Signature, Tensors
 
-_log = logging.getLogger("kiln.runtime")
 PlanName = Literal["auto", "signature", "openvino"]
 
 
@@ -88,14 +86,12 @@ class LoadedModel:
             return []
         if self.device != "CPU:0" and self._options.plan == "auto":
             return []  # compiled for the CPU, it is no rival to the device that TensorFlow found
-        counts = {1: 0.0 if self._options.plan == "openvino" else 1.0}
-        if (os.cpu_count() or 1) > 1:
-            counts[0] = 1.0
-        candidates = []
-        for threads in counts:
-            build = partial(OpenVinoPlan, self._path, signature, self._buckets, threads)
-            candidates.append(Candidate(build, f"openvino-{threads}" if threads else "openvino"))
-        return candidates
-
-
-__all__ = ["LoadedModel", "PlanName", "PlanUnavailable", "RuntimeOptions"]
+        gains = {1: math.inf if self._options.plan == "openvino" else WORTH_A_CHANGE, 0: WORTH_MORE_THREADS}
+        return [
+            Candidate(
+                f"openvino-{threads}" if threads else "openvino",
+                partial(OpenVinoPlan, self._path, signature, self._buckets, threads),
+                needs_gain,
+            )
+            for threads, needs_gain in gains.items()
+        ]

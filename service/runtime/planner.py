@@ -21,8 +21,8 @@ _OPEN_SIZES = (32, 1, 224)
 """Sizes tried, in order, for a dimension that the signature leaves open."""
 _RUNS = 5
 _SECONDS_PER_CELL = 0.25
-_WORTH_A_CHANGE = 0.95
-_WORTH_MORE_THREADS = 0.75
+WORTH_A_CHANGE = 0.95
+WORTH_MORE_THREADS = 0.75
 """A plan on all cores must be this much faster than one on a single core: the front end needs them too."""
 
 Build = Callable[[], Plan]
@@ -30,11 +30,11 @@ Build = Callable[[], Plan]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan that may be tried: `weight` is what its time is divided by before comparing."""
+    """A plan that may be tried; it is taken where its time is under `needs_gain` × the best so far."""
 
-    build: Build
     name: str
-    needs_gain: float = _WORTH_A_CHANGE
+    build: Build
+    needs_gain: float = WORTH_A_CHANGE
 
 
 @dataclass(frozen=True)

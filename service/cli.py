@@ -1,0 +1,70 @@
+"""The commands of ``kiln`` and their exit codes: 0 done, 1 failed, 2 wrongly called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from service import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="kiln", description="Serves trained Keras models over REST and gRPC.")
+    parser.add_argument("--version", action="version", version=f"kiln {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve a folder of models, or one model", add_help=False)
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] != ["serve"]:
+        parser.parse_args(args)  # prints help or the error, and leaves
+    _add_settings(serve)
+    return _serve(vars(serve.parse_args(args[1:])))
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting, with its unit, default and environment variable in the help."""
+    from service.settings import ENV_PREFIX, Settings
+
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS, help=f"YAML file of settings (env {ENV_PREFIX}CONFIG)"
+    )
+    for name, field in Settings.model_fields.items():
+        extra = field.json_schema_extra
+        unit = extra.get("unit") if isinstance(extra, dict) else None
+        choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
+        notes = [str(unit)] if unit else []
+        if not field.is_required():
+            default = field.get_default(call_default_factory=True, validated_data={})
+            notes.append("default: none" if default is None else f"default: {default}")
+        notes.append(f"env {ENV_PREFIX}{name.upper()}")
+        text = f"{field.description} ({'; '.join(notes)})".replace("%", "%%")
+        options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+        if name == "models":
+            parser.add_argument(name, nargs="?", metavar="MODELS", **options)
+        else:
+            metavar = "{" + ",".join(choices) + "}" if choices else name.rsplit("_", 1)[-1].upper()
+            parser.add_argument("--" + name.replace("_", "-"), metavar=metavar, **options)
+
+
+def _serve(flags: dict[str, Any]) -> int:
+    from service.settings import SettingsError, load_settings
+
+    try:
+        settings = load_settings(flags)
+    except SettingsError as error:
+        print(f"kiln serve: {error}", file=sys.stderr)
+        return 2
+    from service import logs
+    from service.errors import KilnError
+    from service.server import run
+
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        run(settings)
+    except (KilnError, OSError) as error:
+        print(f"kiln serve: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,50 @@
+"""Which versions should be there, and the one next step towards that; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from service.registry.lifecycle import State
+
+_MOVING = {State.LOADING, State.WARMING, State.DRAINING}
+
+
+@dataclass(frozen=True)
+class Latest:
+    """The `count` highest versions."""
+
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Load:
+    version: int
+
+
+@dataclass(frozen=True)
+class Unload:
+    version: int
+
+
+def wanted(versions: Iterable[int], policy: Latest) -> set[int]:
+    """The versions that `policy` wants among those that exist."""
+    return set(sorted(versions)[-policy.count :])
+
+
+def next_action(want: set[int], states: Mapping[int, State]) -> Load | Unload | None:
+    """The next step of one model, or None where there is nothing to do but wait.
+
+    `states` has every version that is known. One step at a time, and availability first: what is
+    no longer wanted goes only when everything wanted is READY, so a new version that fails never
+    takes the old one down.
+    """
+    if any(state in _MOVING for state in states.values()):
+        return None
+    missing = [v for v in want if states.get(v, State.NEW) is State.NEW]
+    if missing:
+        return Load(max(missing))
+    surplus = [v for v, state in states.items() if state is State.READY and v not in want]
+    if surplus and all(states[v] is State.READY for v in want):
+        return Unload(min(surplus))
+    return None

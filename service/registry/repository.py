@@ -1,0 +1,164 @@
+"""What lies on disk: model folders, their versions, and what is wrong with them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from service.errors import InvalidArgument
+
+_log = logging.getLogger("kiln.registry")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_LARGEST_VERSION = 2**63 - 1
+_EXPECTED = "model.keras, model.h5 or a SavedModel (saved_model.pb and variables/) expected"
+
+
+class Kind(Enum):
+    """In which form a version was handed over."""
+
+    KERAS = ".keras"
+    H5 = ".h5"
+    SAVED_MODEL = "saved_model.pb"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One version on disk: `path` is the file, or the SavedModel's folder."""
+
+    model: str
+    version: int
+    kind: Kind
+    path: Path
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A folder that is no version of a model, and why."""
+
+    model: str
+    version: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """All that was found, in order of name and version."""
+
+    sources: tuple[Source, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def open_models(path: Path, name: str | None = None) -> Repository:
+    """A folder of models, one model's folder of versions, or one version: told by what is in it.
+
+    Raises:
+        InvalidArgument: there is nothing at `path`, or `name` is given for several models or
+            cannot be a model's name.
+    """
+    if name is not None and not _NAME.fullmatch(name):
+        raise InvalidArgument(f"--name: letters, digits, '_', '-' and '.' expected, got {name!r}")
+    if not path.exists():
+        raise InvalidArgument(f"there is no file or folder {str(path)!r}")
+    path = path.resolve()
+    if path.is_file() or (path / Kind.SAVED_MODEL.value).is_file():
+        return _single(path, name)
+    if any(child.is_dir() and child.name.isdigit() for child in path.iterdir()):
+        return _versions(path, name or path.name, path)
+    if _holds_one_file(path):
+        return _single(path, name)
+    if name is not None:
+        raise InvalidArgument(f"--name goes with one model, but {str(path)!r} is a folder of models")
+    return scan(path)
+
+
+def scan(root: Path) -> Repository:
+    """Every ``<root>/<name>/<integer version>/``."""
+    sources: list[Source] = []
+    problems: list[Problem] = []
+    for folder in _visible(root):
+        if not folder.is_dir():
+            continue
+        if not _NAME.fullmatch(folder.name):
+            problems.append(Problem(folder.name, None, "letters, digits, '_', '-' and '.' expected in a model's name"))
+            continue
+        found = _versions(folder, folder.name, root)
+        sources += found.sources
+        problems += found.problems
+    return Repository(tuple(sources), tuple(problems))
+
+
+def _single(path: Path, name: str | None) -> Repository:
+    """One version by itself: ``<name>/<version>/model.keras`` tells both, else it is version 1."""
+    folder = path.parent if path.is_file() else path
+    is_versioned = folder.name.isdigit()
+    version = int(folder.name) if is_versioned else 1
+    if name is None:
+        name = folder.parent.name if is_versioned else path.stem if path.is_file() else path.name
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(f"{name!r} cannot be a model's name: give one with --name")
+    if path.is_file():
+        kind = _kind_of_file(path)
+        if kind is None:
+            raise InvalidArgument(f"{str(path)!r} is no .keras or .h5 file and no SavedModel folder")
+        return Repository((Source(name, version, kind, path),))
+    found = _version(path, name, version, path)  # a folder that holds a SavedModel or one file
+    if isinstance(found, Problem):
+        raise InvalidArgument(f"{str(path)!r}: {found.reason}")
+    return Repository((found,))
+
+
+def _versions(folder: Path, name: str, root: Path) -> Repository:
+    """The versions of one model; `root` is what no link may lead out of."""
+    sources: dict[int, Source] = {}
+    problems: list[Problem] = []
+    for child in _visible(folder):
+        if not child.is_dir():
+            continue
+        if not (child.name.isascii() and child.name.isdigit()) or int(child.name[:20]) > _LARGEST_VERSION:
+            _log.warning("%s: %r is ignored: it is no version number", name, child.name)
+            continue
+        version = int(child.name)
+        if version in sources:
+            problems.append(Problem(name, version, f"two folders are version {version}"))
+            continue
+        found = _version(child, name, version, root)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            sources[version] = found
+    if not sources and not problems:
+        problems.append(Problem(name, None, "the folder has no version: <name>/<integer version>/ expected"))
+    return Repository(tuple(sources[v] for v in sorted(sources)), tuple(problems))
+
+
+def _version(folder: Path, name: str, version: int, root: Path) -> Source | Problem:
+    candidates: list[tuple[Kind, Path]] = []
+    if (folder / Kind.SAVED_MODEL.value).is_file():
+        candidates.append((Kind.SAVED_MODEL, folder))
+    candidates += [(kind, file) for file in _visible(folder) if file.is_file() and (kind := _kind_of_file(file))]
+    if not candidates:
+        names = ", ".join(sorted(child.name for child in _visible(folder))) or "nothing"
+        return Problem(name, version, f"{_EXPECTED}, found {names}")
+    if len(candidates) > 1:
+        names = ", ".join(sorted(Kind.SAVED_MODEL.value if p == folder else p.name for _, p in candidates))
+        return Problem(name, version, f"one model expected in the folder, found {names}")
+    kind, path = candidates[0]
+    if not path.resolve().is_relative_to(root.resolve()):
+        return Problem(name, version, f"{path.name} is a link out of the models' folder")
+    return Source(name, version, kind, path)
+
+
+def _kind_of_file(path: Path) -> Kind | None:
+    return {".keras": Kind.KERAS, ".h5": Kind.H5, ".hdf5": Kind.H5}.get(path.suffix.lower())
+
+
+def _holds_one_file(folder: Path) -> bool:
+    return sum(1 for child in _visible(folder) if child.is_file() and _kind_of_file(child)) == 1
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    return (child for child in sorted(folder.iterdir()) if not child.name.startswith((".", "__")))

@@ -1,0 +1,173 @@
+"""The few lines of ASGI that the hot paths need: read a body, answer, notice a caller that left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from service.errors import Cancelled, Internal, InvalidArgument, KilnError, Overloaded, TooLarge
+from service.rest.codes import HTTP_STATUS
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+JSON = (b"content-type", b"application/json")
+TIMEOUT_HEADER = b"kiln-timeout-ms"
+_log = logging.getLogger("kiln.rest")
+_WATCH_AFTER_S = 0.05
+"""A caller is watched for leaving only once it has waited this long: most never wait so long."""
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of that lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+def deadline(scope: Scope, default_s: float) -> float:
+    """Absolute deadline on `time.monotonic`, from ``Kiln-Timeout-Ms`` or the default.
+
+    Raises:
+        InvalidArgument: the header is not a positive number.
+    """
+    text = header(scope, TIMEOUT_HEADER)
+    timeout_s = default_s
+    if text is not None:
+        try:
+            timeout_s = float(text) / 1e3
+        except ValueError:
+            timeout_s = math.nan
+        if not timeout_s > 0 or math.isinf(timeout_s):
+            raise InvalidArgument(f"header Kiln-Timeout-Ms: a positive number expected, got {text.decode('latin-1')!r}")
+    return time.monotonic() + timeout_s
+
+
+async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+    """The whole body, inflated if it came as gzip.
+
+    Raises:
+        TooLarge: it is over `limit_bytes`, on the wire or inflated.
+        InvalidArgument: the encoding is unknown or broken.
+        Cancelled: the caller left before it was complete.
+    """
+    length = header(scope, b"content-length")
+    if length is not None and int(length) > limit_bytes:
+        raise TooLarge(f"the body has {int(length)} bytes, over the limit of {limit_bytes}")
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        parts = [body]
+        size = len(body)
+        while message.get("more_body"):
+            message = await receive()
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit_bytes:
+                raise TooLarge(f"the body has over {size} bytes, the limit is {limit_bytes}")
+        body = b"".join(parts)
+    if message["type"] == "http.disconnect":
+        raise Cancelled("the caller left before the body was complete")
+    encoding = header(scope, b"content-encoding")
+    return body if encoding is None else _inflate(body, encoding, limit_bytes)
+
+
+def _inflate(body: bytes, encoding: bytes, limit_bytes: int) -> bytes:
+    name = encoding.decode("latin-1").strip().lower()
+    if name in ("", "identity"):
+        return body
+    if name not in ("gzip", "x-gzip"):
+        raise InvalidArgument(f"header Content-Encoding: gzip or identity expected, got {name!r}")
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        plain = inflater.decompress(body, limit_bytes + 1)
+    except zlib.error as error:
+        raise InvalidArgument(f"the gzip body is broken: {error}") from None
+    if len(plain) > limit_bytes:
+        raise TooLarge(f"the body inflates to over {limit_bytes} bytes, the limit")
+    if not inflater.eof:
+        raise InvalidArgument("the gzip body is cut off")
+    return plain
+
+
+async def answer(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """Send a whole response."""
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def answer_json(send: Send, status: int, value: object) -> None:
+    await answer(send, status, orjson.dumps(value), [JSON])
+
+
+async def answer_error(send: Send, error: KilnError) -> None:
+    """The error shape of both REST dialects: ``{"error": "…"}``."""
+    headers = [JSON]
+    if isinstance(error, Overloaded):
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+    if isinstance(error, TooLarge):
+        headers.append((b"connection", b"close"))  # the rest of the body is not read
+    await answer(send, HTTP_STATUS[error.code], orjson.dumps({"error": str(error)}), headers)
+
+
+def guarded(handle: Asgi) -> Asgi:
+    """`handle`, with what it raises answered in the error shape, and given up if the caller leaves."""
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        watch = _Watch(receive)
+        try:
+            await handle(scope, receive, send)
+        except KilnError as error:
+            if not isinstance(error, Cancelled):
+                await answer_error(send, error)
+        except asyncio.CancelledError:
+            if not watch.left:
+                raise
+        except Exception:
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            await answer_error(send, Internal("an internal error occurred; the server's log has it"))
+        finally:
+            watch.stop()
+
+    return guard
+
+
+class _Watch:
+    """Cancels the current task once its caller has disconnected.
+
+    Begins after `_WATCH_AFTER_S`, by when the body has been read and `receive` yields nothing but
+    the disconnect; should the body still be coming, it tries again later.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.left = False
+        self._receive = receive
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._begin)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._wait())
+
+    async def _wait(self) -> None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and self._task is not None:
+            self.left = True
+            self._task.cancel()

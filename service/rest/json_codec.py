@@ -1,0 +1,353 @@
+"""JSON ↔ arrays, pure.
+
+Numbers go through simdjson straight into a typed buffer (784 floats: 18 µs against 39 for a list
+of Python floats); whatever that cannot take (strings, booleans, ``NaN`` tokens, mixed content) goes
+through plain Python objects, which also make the precise error texts.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import orjson
+import simdjson
+
+from service.errors import InvalidArgument
+from service.tensors import Array, DataType, TensorSpec
+
+_NUMBER_BYTES = b"0123456789.+-eE \t\r\n"
+_PROXY_COST_BYTES = 80
+"""Visiting one nested array costs about as much as stripping this many bytes of text."""
+_LONGEST_QUOTE = 60
+_BUFFER_TYPES = {"f": "d", "V": "d", "i": "i", "u": "u"}
+"""simdjson's element type by NumPy's kind (bfloat16 has the kind V)."""
+_BUFFER_DTYPES = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
+
+
+class Document:
+    """A parsed JSON object; its values are simdjson's proxies or plain Python."""
+
+    def __init__(self, text: bytes, max_depth: int) -> None:
+        """Parse `text`, which must be an object.
+
+        Raises:
+            InvalidArgument: it is not JSON, not an object, or nested deeper than `max_depth`.
+        """
+        self.text = text
+        root: Any
+        try:
+            root = simdjson.Parser().parse(text)
+        except (ValueError, UnicodeDecodeError):
+            root = _parse_leniently(text, max_depth)
+        if not isinstance(root, simdjson.Object | dict):
+            raise InvalidArgument(f"JSON Value: {_quote(root)} Is not object")
+        self.fields: Mapping[str, Any] = root
+
+    def get(self, key: str) -> Any:
+        """The value at `key`, None if there is none."""
+        try:
+            return self.fields[key]
+        except KeyError:
+            return None
+
+
+def _parse_leniently(text: bytes, max_depth: int) -> Any:
+    """JSON with the bare tokens NaN, Infinity and -Infinity, which TensorFlow Serving takes."""
+    if not text.strip():
+        raise InvalidArgument("JSON Parse error: The document is empty")
+    _check_depth(text, max_depth)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidArgument(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(f"JSON Parse error: {str(error)[:200]}") from None
+
+
+def _check_depth(text: bytes, max_depth: int) -> None:
+    """Bound the nesting by the bytes alone, before a recursive parser sees them."""
+    depth = 0
+    in_string = False
+    skip = False
+    for byte in text.translate(None, _NUMBER_BYTES + b",:"):
+        if skip:
+            skip = False
+        elif byte == 0x5C:  # backslash
+            skip = in_string
+        elif byte == 0x22:  # quote
+            in_string = not in_string
+        elif not in_string and byte in b"[{":
+            depth += 1
+            if depth > max_depth:
+                raise InvalidArgument(f"JSON Parse error: nested deeper than {max_depth} levels")
+        elif not in_string and byte in b"]}":
+            depth -= 1
+
+
+def plain(value: Any, max_depth: int = 100) -> Any:
+    """A value as Python lists and dicts; `InvalidArgument` if nested deeper than `max_depth`."""
+    if not isinstance(value, simdjson.Array | simdjson.Object):
+        return value
+    if max_depth <= 0:
+        raise InvalidArgument("JSON Parse error: nested too deep")
+    if isinstance(value, simdjson.Array):
+        return [plain(item, max_depth - 1) for item in value]
+    return {key: plain(item, max_depth - 1) for key, item in value.items()}
+
+
+def to_array(value: Any, spec: TensorSpec, text: bytes = b"") -> Array:
+    """A nested JSON value as an array of `spec`'s type and its own shape.
+
+    `text` is the body that `value` is the only array of, if so: then whether it is rectangular
+    is told from its brackets and commas alone.
+
+    Raises:
+        InvalidArgument: ragged, or with elements of another type; names the input and the place.
+    """
+    if isinstance(value, simdjson.Array):
+        array = _numeric(value, spec, text)
+        if array is not None:
+            return array
+        value = plain(value)
+    return _from_python(value, spec)
+
+
+def flat_array(value: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """JSON data, flat or nested, row-major, as an array of exactly `shape`."""
+    count = math.prod(shape)
+    if isinstance(value, simdjson.Array):
+        buffer = _buffer(value, spec)
+        if buffer is not None and len(value) == count == len(buffer):
+            return _cast(buffer, spec).reshape(shape)
+    array = to_array(value, spec)
+    if array.size != count or (array.ndim > 1 and array.shape != shape):
+        raise InvalidArgument(
+            f"input {spec.name!r}: shape {list(shape)} has {count} elements, "
+            f"the data has {array.size} in shape {list(array.shape)}"
+        )
+    return array.reshape(shape)
+
+
+def _numeric(value: simdjson.Array, spec: TensorSpec, text: bytes) -> Array | None:
+    """The fast way; None where Python must look closer."""
+    buffer = _buffer(value, spec)
+    if buffer is None:
+        return None
+    shape: list[int] = []
+    inner: Any = value
+    while isinstance(inner, simdjson.Array):
+        shape.append(len(inner))
+        if not shape[-1]:
+            break
+        inner = inner[0]
+    if len(buffer) != math.prod(shape) or not _rectangular(value, tuple(shape), text):
+        return None
+    return _cast(buffer, spec).reshape(shape)
+
+
+def _buffer(value: simdjson.Array, spec: TensorSpec) -> Array | None:
+    kind = _BUFFER_TYPES.get(spec.dtype.numpy.kind)
+    if kind is None:
+        return None
+    try:
+        return np.frombuffer(value.as_buffer(of_type=kind), _BUFFER_DTYPES[kind])
+    except (TypeError, ValueError):
+        return None  # something in it is not such a number
+
+
+def _rectangular(value: simdjson.Array, shape: tuple[int, ...], text: bytes) -> bool:
+    """Whether every nested array at one level has the same length."""
+    if len(shape) < 2:
+        return True
+    inner_arrays = math.prod(shape[:-1])
+    if text and inner_arrays * _PROXY_COST_BYTES > len(text):
+        start, stop = text.find(b"["), text.rfind(b"]") + 1
+        return text[start:stop].translate(None, _NUMBER_BYTES) == _skeleton(shape)
+    return _same_lengths(value, shape)
+
+
+def _same_lengths(value: Any, shape: tuple[int, ...]) -> bool:
+    if not isinstance(value, simdjson.Array) or len(value) != shape[0]:
+        return False
+    return len(shape) == 1 or all(_same_lengths(item, shape[1:]) for item in value)
+
+
+@lru_cache(maxsize=64)
+def _skeleton(shape: tuple[int, ...]) -> bytes:
+    """The brackets and commas of a rectangular array: ``[[,],[,]]`` for (2, 2)."""
+    text = b""
+    for size in reversed(shape):
+        text = b"[" + b",".join([text] * size) + b"]"
+    return text
+
+
+def _cast(buffer: Array, spec: TensorSpec) -> Array:
+    """To the input's type; a number that the type cannot hold is refused."""
+    dtype = spec.dtype.numpy
+    if buffer.dtype == dtype:
+        return buffer
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if buffer.size and not (limits.min <= int(buffer.min()) and int(buffer.max()) <= limits.max):
+            worst = next(int(v) for v in buffer if not limits.min <= int(v) <= limits.max)
+            raise InvalidArgument(f"input {spec.name!r}: {worst} does not fit {spec.dtype.value}")
+        return buffer.astype(dtype)
+    try:
+        with np.errstate(over="raise"):
+            return buffer.astype(dtype)
+    except FloatingPointError:
+        largest = max((float(v) for v in buffer), key=lambda v: abs(v) if math.isfinite(v) else 0.0)
+        raise InvalidArgument(f"input {spec.name!r}: {largest} does not fit {spec.dtype.value}") from None
+
+
+def _from_python(value: Any, spec: TensorSpec) -> Array:
+    shape = _shape_of(value)
+    items: list[Any] = []
+    _flatten(value, shape, spec, [], items)
+    if spec.dtype is DataType.BYTES:
+        array = np.empty(len(items), object)
+        array[:] = items
+        return array.reshape(shape)
+    if spec.dtype is DataType.BOOL:
+        return np.array(items, np.bool_).reshape(shape)
+    wide = np.dtype(np.float64)
+    if spec.dtype.is_integer:
+        wide = np.dtype(np.uint64 if spec.dtype.numpy.kind == "u" else np.int64)
+    try:
+        buffer = np.array(items, wide)
+    except OverflowError:
+        raise InvalidArgument(f"input {spec.name!r}: a number does not fit {spec.dtype.value}") from None
+    return _cast(buffer, spec).reshape(shape)
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    """The shape that the first elements suggest."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    return tuple(shape)
+
+
+def _flatten(value: Any, shape: tuple[int, ...], spec: TensorSpec, place: list[int], out: list[Any]) -> None:
+    """Append the elements of `value` to `out` in row-major order, checking shape and type."""
+    if not shape:
+        out.append(_element(value, spec, place))
+        return
+    if not isinstance(value, list) or len(value) != shape[0]:
+        got = f"{len(value)} elements" if isinstance(value, list) else _quote(value)
+        raise InvalidArgument(
+            f"input {spec.name!r} is ragged: {shape[0]} elements expected at {_place(place)}, got {got}"
+        )
+    for index, item in enumerate(value):
+        place.append(index)
+        _flatten(item, shape[1:], spec, place, out)
+        place.pop()
+
+
+def _element(value: Any, spec: TensorSpec, place: list[int]) -> Any:
+    if isinstance(value, list):
+        raise InvalidArgument(f"input {spec.name!r} is ragged: a value expected at {_place(place)}, got a list")
+    if spec.dtype is DataType.BYTES:
+        fits = isinstance(value, str | dict)
+    elif spec.dtype is DataType.BOOL:
+        fits = isinstance(value, bool)
+    elif spec.dtype.is_integer:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if not fits:
+        raise InvalidArgument(
+            f"input {spec.name!r}: {spec.dtype.value} expected at {_place(place)}, got {_quote(value)}"
+        )
+    return _bytes_of(value, spec, place) if spec.dtype is DataType.BYTES else value
+
+
+def _bytes_of(value: Any, spec: TensorSpec, place: list[int]) -> bytes:
+    """A string's UTF-8, or what ``{"b64": "…"}`` decodes to."""
+    try:
+        if isinstance(value, str):
+            return value.encode()
+        if value.keys() == {"b64"} and isinstance(value["b64"], str):
+            return base64.b64decode(value["b64"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidArgument(f"input {spec.name!r}: base64 expected at {_place(place)}: {error}") from None
+    raise InvalidArgument(
+        f'input {spec.name!r}: a string or {{"b64": "…"}} expected at {_place(place)}, got {_quote(value)}'
+    )
+
+
+def _place(place: list[int]) -> str:
+    return "".join(f"[{index}]" for index in place) or "the top"
+
+
+def _quote(value: Any) -> str:
+    """A value as the caller wrote it, cut short."""
+    text = json.dumps(plain(value), ensure_ascii=False)
+    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
+
+
+def dumps(value: object) -> bytes:
+    """JSON of nested dicts, lists and finite arrays (see `jsonable`)."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def jsonable(array: Array, *, as_base64: bool = False) -> Any:
+    """An array as `dumps` takes it, or as nested lists where JSON needs special forms.
+
+    Strings become text, or ``{"b64": …}`` where `as_base64` or they are no UTF-8.
+    """
+    kind = array.dtype.kind
+    if kind in "OSU":
+        return _map_nested(array.tolist(), lambda item: _string(item, as_base64=as_base64))
+    if kind == "V":  # bfloat16, whose values float32 holds exactly
+        array = array.astype(np.float32)
+    if array.ndim == 0:
+        return array.item()
+    return np.ascontiguousarray(array)
+
+
+def is_finite(arrays: Mapping[str, Array]) -> bool:
+    """Whether orjson can write the arrays; it has no tokens for NaN and the infinities."""
+    return all(bool(np.isfinite(a).all()) for a in arrays.values() if a.dtype.kind in "fV")
+
+
+def dumps_with_tokens(value: object) -> bytes:
+    """As `dumps`, but with the bare tokens NaN, Infinity and -Infinity for what is not finite."""
+    return json.dumps(value, default=_shortest, ensure_ascii=False).encode()
+
+
+def _shortest(value: Any) -> Any:
+    """NumPy values for the standard library's encoder, with float32 as short as orjson writes it."""
+    if isinstance(value, np.ndarray):
+        return [_shortest(item) for item in value]
+    if isinstance(value, np.floating):
+        return float(str(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+def _string(item: Any, *, as_base64: bool) -> Any:
+    data = item.encode() if isinstance(item, str) else bytes(item)
+    if not as_base64:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            pass
+    return {"b64": base64.b64encode(data).decode()}
+
+
+def _map_nested(value: Any, change: Any) -> Any:
+    if isinstance(value, list):
+        return [_map_nested(item, change) for item in value]
+    return change(value)

@@ -1,0 +1,205 @@
+"""OpenAPI of the paths that go past FastAPI's router, with examples that work on the model `digits`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_DIGIT = [
+    [0, 0, 0, 1, 11, 0, 0, 0],
+    [0, 0, 0, 7, 8, 0, 0, 0],
+    [0, 0, 1, 13, 6, 2, 2, 0],
+    [0, 0, 7, 15, 0, 9, 8, 0],
+    [0, 5, 16, 10, 0, 16, 6, 0],
+    [0, 4, 15, 16, 13, 16, 1, 0],
+    [0, 0, 0, 3, 15, 10, 0, 0],
+    [0, 0, 0, 2, 16, 4, 0, 0],
+]
+"""A handwritten four."""
+_ROW = [[[value] for value in line] for line in _DIGIT]
+_PROBABILITIES = [0.0, 0.0, 0.0, 0.0, 0.99, 0.0, 0.0, 0.0, 0.01, 0.0]
+_FLAT = [value for line in _DIGIT for value in line]
+
+_TFSERVING = "TensorFlow Serving"
+_OIP = "Open Inference Protocol v2"
+
+
+def _parameter(name: str, where: str, example: Any, text: str) -> dict[str, Any]:
+    kind = "integer" if isinstance(example, int) else "string"
+    return {
+        "name": name,
+        "in": where,
+        "required": where == "path",
+        "description": text,
+        "schema": {"type": kind},
+        "example": example,
+    }
+
+
+_MODEL = _parameter("model", "path", "digits", "name of the model")
+_VERSION = _parameter("version", "path", 1, "version of the model")
+_TIMEOUT = _parameter("Kiln-Timeout-Ms", "header", 1000, "deadline of this request in milliseconds")
+_LENGTH = _parameter(
+    "Inference-Header-Content-Length", "header", 180, "bytes of JSON before the binary tensors; without it all is JSON"
+)
+
+
+def _json(examples: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    named = {name: {"value": value} for name, value in examples.items()}
+    return {"application/json": {"schema": schema, "examples": named}}
+
+
+def _errors(*statuses: int) -> dict[str, Any]:
+    texts = {
+        400: "the request is wrong: the text names the field, what was expected and what came",
+        404: "no such model or version",
+        413: "the body is over the limit",
+        429: "the queue is full; see Retry-After",
+        501: "not answered yet",
+        503: "not ready, or stopping",
+        504: "the deadline passed",
+    }
+    schema = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+    return {
+        str(status): {"description": texts[status], "content": _json({"error": {"error": texts[status]}}, schema)}
+        for status in statuses
+    }
+
+
+_PREDICT = {
+    "tags": [_TFSERVING],
+    "summary": "Predict, row by row (instances) or by columns (inputs)",
+    "requestBody": {
+        "required": True,
+        "content": _json(
+            {
+                "instances": {"instances": [_ROW]},
+                "named rows": {"instances": [{"image": _ROW}]},
+                "inputs": {"signature_name": "serving_default", "inputs": {"image": [_ROW]}},
+            },
+            {
+                "type": "object",
+                "properties": {
+                    "signature_name": {"type": "string"},
+                    "instances": {"type": "array", "items": {}},
+                    "inputs": {},
+                },
+            },
+        ),
+    },
+    "responses": {
+        "200": {
+            "description": "predictions for instances, outputs for inputs",
+            "content": _json(
+                {"predictions": {"predictions": [_PROBABILITIES]}, "outputs": {"outputs": [_PROBABILITIES]}},
+                {"type": "object", "properties": {"predictions": {"type": "array", "items": {}}, "outputs": {}}},
+            ),
+        },
+        **_errors(400, 404, 413, 429, 503, 504),
+    },
+}
+_STATUS = {
+    "tags": [_TFSERVING],
+    "summary": "State of the model's versions",
+    "responses": {
+        "200": {
+            "description": "one entry per version",
+            "content": _json(
+                {
+                    "available": {
+                        "model_version_status": [
+                            {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+                        ]
+                    }
+                },
+                {"type": "object"},
+            ),
+        },
+        **_errors(404),
+    },
+}
+_METADATA = {
+    "tags": [_TFSERVING],
+    "summary": "Signatures of the model",
+    "responses": {
+        "200": {"description": "the SignatureDefMap as JSON", "content": _json({}, {"type": "object"})},
+        **_errors(404, 503),
+    },
+}
+_LIST = {
+    "tags": [_TFSERVING],
+    "summary": "Names of all models",
+    "responses": {
+        "200": {"description": "names", "content": _json({"models": {"models": ["digits"]}}, {"type": "object"})}
+    },
+}
+_TENSOR_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": {"type": "string"},
+        "parameters": {"type": "object"},
+        "data": {"type": "array", "items": {}},
+    },
+}
+_INFER = {
+    "tags": [_OIP],
+    "summary": "Infer; tensors as JSON or, after the JSON, as raw binary",
+    "requestBody": {
+        "required": True,
+        "content": {
+            **_json(
+                {
+                    "one digit": {
+                        "id": "42",
+                        "inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32", "data": _FLAT}],
+                    }
+                },
+                {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "parameters": {"type": "object"},
+                        "inputs": {"type": "array", "items": _TENSOR_SCHEMA},
+                        "outputs": {"type": "array", "items": {"type": "object"}},
+                    },
+                },
+            ),
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "the outputs; binary tensors follow the JSON where asked for",
+            "content": _json(
+                {
+                    "one digit": {
+                        "model_name": "digits",
+                        "model_version": "1",
+                        "id": "42",
+                        "outputs": [
+                            {"name": "output_0", "datatype": "FP32", "shape": [1, 10], "data": _PROBABILITIES}
+                        ],
+                    }
+                },
+                {"type": "object"},
+            ),
+        },
+        **_errors(400, 404, 413, 429, 503, 504),
+    },
+}
+
+
+def _paths() -> dict[str, Any]:
+    paths: dict[str, Any] = {"/v1/models": {"get": _LIST}}
+    for suffix, parameters in (("", [_MODEL]), ("/versions/{version}", [_MODEL, _VERSION])):
+        tfserving, oip = f"/v1/models/{{model}}{suffix}", f"/v2/models/{{model}}{suffix}"
+        paths[tfserving] = {"get": {**_STATUS, "parameters": parameters}}
+        paths[f"{tfserving}/metadata"] = {"get": {**_METADATA, "parameters": parameters}}
+        paths[f"{tfserving}:predict"] = {"post": {**_PREDICT, "parameters": [*parameters, _TIMEOUT]}}
+        paths[f"{oip}/infer"] = {"post": {**_INFER, "parameters": [*parameters, _TIMEOUT, _LENGTH]}}
+    return paths
+
+
+HOT_PATHS = _paths()

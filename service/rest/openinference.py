@@ -1,0 +1,113 @@
+"""Open Inference Protocol v2 over REST: ``infer`` as a plain ASGI callable, the rest as FastAPI routes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Path, Response
+
+from service import __version__
+from service.errors import InvalidArgument, NotFound
+from service.predictor import EXTENSIONS, SERVER_NAME, Call, Decoded, ModelRef, Predictor
+from service.registry.lifecycle import State
+from service.rest.http import JSON, Asgi, Headers, Receive, Scope, Send, answer, deadline, guarded, header, read_body
+from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
+from service.tensors import Signature
+
+INFER_ROUTE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_LENGTH_HEADER = b"inference-header-content-length"
+_BINARY = (b"content-type", b"application/octet-stream")
+
+ModelName = Path(description="name of the model", examples=["digits"])
+Version = Path(description="version of the model", examples=["1"])
+
+
+def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float) -> Asgi:
+    """The ASGI callable for ``POST /v2/models/{m}[/versions/{v}]/infer``."""
+
+    async def infer(scope: Scope, receive: Receive, send: Send) -> None:
+        match = INFER_ROUTE.fullmatch(scope["path"])
+        if match is None:
+            raise NotFound(f"there is no {scope['path']}")
+        ref = model_ref(match[1], match[2])
+        predictor.engine.check(ref)
+        call = Call(ref, "rest-v2", deadline(scope, timeout_s))
+        body = await read_body(scope, receive, max_bytes)
+        length = _header_length(scope)
+        wanted = Wanted()
+
+        def decode(signatures: Mapping[str, Signature]) -> Decoded:
+            nonlocal wanted
+            decoded, wanted = decode_infer(body, length, signatures, max_depth)
+            return decoded
+
+        prediction = await predictor.predict(call, decode)
+        content, json_bytes = encode_infer(prediction, wanted)
+        headers: Headers = [JSON]
+        if json_bytes is not None:
+            headers = [_BINARY, (_LENGTH_HEADER, b"%d" % json_bytes)]
+        await answer(send, 200, content, headers)
+
+    return guarded(infer)
+
+
+def model_ref(name: str, version: str | None) -> ModelRef:
+    """A reference from a path; versions are text in this protocol.
+
+    Raises:
+        NotFound: the version is no integer, so no model can have it.
+    """
+    if not version:
+        return ModelRef(name)
+    if not (version.isascii() and version.isdigit() and len(version) < 20):
+        raise NotFound(f"model {name!r} has no version {version!r}: versions are integers")
+    return ModelRef(name, int(version))
+
+
+def _header_length(scope: Scope) -> int | None:
+    text = header(scope, _LENGTH_HEADER)
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > 18:
+        raise InvalidArgument(
+            f"header Inference-Header-Content-Length: a size in bytes expected, got {text.decode('latin-1')!r}"
+        )
+    return int(text)
+
+
+def metadata_router(predictor: Predictor, is_ready: Callable[[], bool]) -> APIRouter:
+    """Server and model metadata, liveness and readiness."""
+    router = APIRouter(tags=["Open Inference Protocol v2"])
+    engine = predictor.engine
+
+    @router.get("/v2", summary="Server metadata")
+    async def server_metadata() -> dict[str, Any]:
+        return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+
+    @router.get("/v2/health/live", summary="Whether the server is alive")
+    async def live() -> dict[str, bool]:
+        return {"live": True, "ready": is_ready()}
+
+    @router.get("/v2/health/ready", summary="Whether the server takes requests; 503 if not")
+    async def ready(response: Response) -> dict[str, bool]:
+        if not is_ready():
+            response.status_code = 503
+        return {"live": True, "ready": is_ready()}
+
+    @router.get("/v2/models/{model}", summary="Model metadata")
+    @router.get("/v2/models/{model}/versions/{version}", summary="Metadata of one version")
+    async def metadata(model: str = ModelName, version: str = "") -> dict[str, Any]:
+        return model_metadata(engine.describe(model_ref(model, version)))
+
+    @router.get("/v2/models/{model}/ready", summary="Whether the model can be asked; 503 if not")
+    @router.get("/v2/models/{model}/versions/{version}/ready", summary="Whether one version can be asked")
+    async def model_ready(response: Response, model: str = ModelName, version: str = "") -> dict[str, Any]:
+        states = [status.state for status in engine.statuses(model_ref(model, version))]
+        is_model_ready = State.READY in states
+        if not is_model_ready:
+            response.status_code = 503
+        return {"name": model, "ready": is_model_ready}
+
+    return router

@@ -1,0 +1,233 @@
+"""Open Inference Protocol v2 REST bodies ↔ tensors, pure: JSON tensors and the binary tensor extension.
+
+Source: the protocol's text and Triton's binary tensor data extension: little-endian, row-major;
+each element of BYTES is a 4-byte length and the bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import simdjson
+
+from service.errors import InvalidArgument
+from service.predictor import Decoded, Prediction, choose_signature
+from service.rest.json_codec import Document, dumps, dumps_with_tokens, flat_array, is_finite, jsonable, plain
+from service.tensors import Array, DataType, Signature, TensorSpec, check_names, pack_strings, unpack_raw
+
+_WITHOUT_JSON = (DataType.FP16, DataType.BF16)
+
+
+@dataclass
+class Wanted:
+    """What the request asks of its answer."""
+
+    id: str | None = None
+    binary: bool = False
+    outputs: dict[str, bool] = field(default_factory=dict)
+    """Name of each output asked for, and whether as binary; empty asks for all."""
+
+
+def decode_infer(
+    body: bytes, header_length: int | None, signatures: Mapping[str, Signature], max_depth: int
+) -> tuple[Decoded, Wanted]:
+    """An ``infer`` body as tensors; `header_length` is that of the JSON part, None for all of it.
+
+    Raises:
+        InvalidArgument: the body is wrong; names the input and what was expected.
+    """
+    if header_length == 0:
+        return _decode_raw(body, choose_signature(signatures))
+    if header_length is not None and not 0 < header_length <= len(body):
+        raise InvalidArgument(
+            f"header Inference-Header-Content-Length: {header_length} is not within the body of {len(body)} bytes"
+        )
+    text = body if header_length is None else body[:header_length]
+    document = Document(text, max_depth)
+    wanted = _wanted(document)
+    signature = choose_signature(signatures, _parameters(document.get("parameters"), "parameters").get("signature_name", ""))
+    tensors = _list_of_objects(document.get("inputs"), "inputs")
+    named = _by_name(tensors)
+    check_names(signature, named)
+    for name in wanted.outputs:
+        if name not in signature.output_by_name:
+            known = ", ".join(sorted(signature.output_by_name))
+            raise InvalidArgument(f"unknown output {name!r}: signature {signature.name!r} gives {known}")
+    tail = _Tail(body, len(text))
+    inputs = {name: _tensor(tensor, signature.input_by_name[name], tail) for name, tensor in named.items()}
+    tail.check_used()
+    return Decoded(signature, inputs), wanted
+
+
+def _decode_raw(body: bytes, signature: Signature) -> tuple[Decoded, Wanted]:
+    """Triton's raw binary request: one input of known trailing shape, the body is the tensor."""
+    if len(signature.inputs) != 1:
+        raise InvalidArgument(
+            f"a raw binary request needs a model of one input, this one has {', '.join(sorted(signature.input_by_name))}"
+        )
+    spec = signature.inputs[0]
+    shape = list(spec.shape or ())
+    if spec.dtype is DataType.BYTES or shape.count(None) > 1 or spec.shape is None:
+        raise InvalidArgument(f"a raw binary request cannot tell the shape of input {spec.name!r}: send JSON with it")
+    if None in shape:
+        known_bytes = math.prod(size for size in shape if size is not None) * spec.dtype.numpy.itemsize
+        shape[shape.index(None)] = len(body) // max(known_bytes, 1)
+    sizes = tuple(size or 0 for size in shape)
+    return Decoded(signature, {spec.name: unpack_raw(body, spec.dtype, sizes, spec.name)}), Wanted(binary=True)
+
+
+class _Tail:
+    """The binary part of a body, handed out in the order of the inputs."""
+
+    def __init__(self, body: bytes, start: int) -> None:
+        self._view = memoryview(body)
+        self._at = start
+
+    def next(self, size_bytes: object, name: str) -> memoryview:
+        left = len(self._view) - self._at
+        if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or not 0 <= size_bytes <= left:
+            raise InvalidArgument(
+                f"input {name!r}: parameter binary_data_size: at most the {left} bytes that follow expected, "
+                f"got {size_bytes!r}"
+            )
+        self._at += size_bytes
+        return self._view[self._at - size_bytes : self._at]
+
+    def check_used(self) -> None:
+        left = len(self._view) - self._at
+        if left:
+            raise InvalidArgument(f"{left} bytes follow the last binary input: the sizes do not add up to the body")
+
+
+def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail) -> Array:
+    received = tensor.get("datatype")
+    if received != spec.dtype.value:
+        raise InvalidArgument(
+            f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {plain(received)!r}"
+        )
+    shape = _shape(tensor.get("shape"), spec)
+    parameters = _parameters(tensor.get("parameters"), f"input {spec.name!r}: parameters")
+    data = tensor.get("data")
+    if "binary_data_size" in parameters:
+        if data is not None:
+            raise InvalidArgument(f"input {spec.name!r}: either data or binary_data_size expected, got both")
+        return unpack_raw(tail.next(parameters["binary_data_size"], spec.name), spec.dtype, shape, spec.name)
+    if not isinstance(data, simdjson.Array | list):
+        raise InvalidArgument(f"input {spec.name!r}: data must be a list, got {plain(data)!r}")
+    return flat_array(data, spec, shape)
+
+
+def _shape(value: Any, spec: TensorSpec) -> tuple[int, ...]:
+    sizes = plain(value)
+    if not isinstance(sizes, list) or any(type(size) is not int or size < 0 for size in sizes):
+        raise InvalidArgument(f"input {spec.name!r}: shape must be a list of sizes, got {sizes!r}")
+    return tuple(sizes)
+
+
+def _list_of_objects(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, simdjson.Array | list):
+        raise InvalidArgument(f"{name!r} must be a list of tensors, got {plain(value)!r}")
+    items = list(value)
+    for index, item in enumerate(items):
+        if not isinstance(item, simdjson.Object | dict) or not isinstance(item.get("name"), str):
+            raise InvalidArgument(f"element {index} of {name!r} must be an object with a 'name'")
+    return items
+
+
+def _by_name(tensors: list[Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for tensor in tensors:
+        name = tensor["name"]
+        if name in named:
+            raise InvalidArgument(f"input {name!r} is given twice")
+        named[name] = tensor
+    return named
+
+
+def _parameters(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    parameters = plain(value)
+    if not isinstance(parameters, dict):
+        raise InvalidArgument(f"{where} must be an object, got {parameters!r}")
+    return parameters
+
+
+def _wanted(document: Document) -> Wanted:
+    request_id = document.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise InvalidArgument(f"'id' must be a string, got {plain(request_id)!r}")
+    parameters = _parameters(document.get("parameters"), "parameters")
+    wanted = Wanted(request_id, _flag(parameters, "binary_data_output", default=False))
+    outputs = document.get("outputs")
+    if outputs is not None:
+        for output in _list_of_objects(outputs, "outputs"):
+            own = _parameters(output.get("parameters"), f"output {output['name']!r}: parameters")
+            wanted.outputs[output["name"]] = _flag(own, "binary_data", default=wanted.binary)
+    return wanted
+
+
+def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"parameter {name}: true or false expected, got {value!r}")
+    return value
+
+
+def encode_infer(prediction: Prediction, wanted: Wanted) -> tuple[bytes, int | None]:
+    """The answer's body, and the length of its JSON part where binary tensors follow.
+
+    Raises:
+        InvalidArgument: an output cannot be written as JSON and was not asked for as binary.
+    """
+    asked = wanted.outputs or dict.fromkeys(prediction.outputs, wanted.binary)
+    outputs, blobs = [], []
+    for name, binary in asked.items():
+        array = prediction.outputs[name]
+        dtype = prediction.signature.output_by_name[name].dtype
+        entry: dict[str, Any] = {"name": name, "datatype": dtype.value, "shape": list(array.shape)}
+        if binary:
+            blob = pack_strings(array) if dtype is DataType.BYTES else np.ascontiguousarray(array).tobytes()
+            entry["parameters"] = {"binary_data_size": len(blob)}
+            blobs.append(blob)
+        else:
+            entry["data"] = _json_data(name, array, dtype)
+        outputs.append(entry)
+    answer: dict[str, Any] = {"model_name": prediction.model, "model_version": str(prediction.version)}
+    if wanted.id is not None:
+        answer["id"] = wanted.id
+    answer["outputs"] = outputs
+    in_json = {name: prediction.outputs[name] for name, binary in asked.items() if not binary}
+    text = dumps(answer) if is_finite(in_json) else dumps_with_tokens(answer)
+    if not blobs:
+        return text, None
+    return b"".join((text, *blobs)), len(text)
+
+
+def _json_data(name: str, array: Array, dtype: DataType) -> Any:
+    if dtype in _WITHOUT_JSON:
+        raise InvalidArgument(
+            f"output {name!r} is {dtype.value}, which JSON cannot carry: "
+            "ask for it as binary (parameters.binary_data: true)"
+        )
+    return jsonable(array.reshape(-1))
+
+
+def model_metadata(info: Any) -> dict[str, Any]:
+    """A model's metadata; -1 stands for a dimension of any size."""
+    signature = choose_signature(info.signatures)
+    return {
+        "name": info.name,
+        "versions": [str(version) for version in info.versions],
+        "platform": info.platform,
+        "inputs": [_spec(spec) for spec in signature.inputs],
+        "outputs": [_spec(spec) for spec in signature.outputs],
+    }
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.dtype.value, "shape": spec.wire_shape()}

@@ -1,0 +1,112 @@
+"""TensorFlow Serving's REST API: everything under ``/v1``, as one plain ASGI callable.
+
+Paths match without regard to case, and whatever is not a route is 400 ``Malformed request: …``,
+both as TensorFlow Serving has it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from service.errors import Code, InvalidArgument, KilnError, NotFound, Unimplemented
+from service.predictor import Call, Decoded, ModelRef, Predictor
+from service.registry.lifecycle import State, VersionStatus
+from service.rest.http import JSON, Asgi, Receive, Scope, Send, answer, answer_json, deadline, guarded, read_body
+from service.rest.tfserving_codec import decode_predict, encode_predict, signature_def
+
+_ROUTE = re.compile(
+    r"(?i)/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?(?::(classify|regress|predict)|(/metadata))?"
+)
+_STATES = {
+    State.NEW: "START",
+    State.LOADING: "LOADING",
+    State.WARMING: "LOADING",
+    State.READY: "AVAILABLE",
+    State.DRAINING: "UNLOADING",
+    State.UNLOADED: "END",
+    State.FAILED: "END",
+}
+_LARGEST_VERSION = 2**63 - 1
+
+
+def tfserving_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float) -> Asgi:
+    """The ASGI callable for every path under ``/v1``."""
+
+    async def predict(scope: Scope, receive: Receive, send: Send, ref: ModelRef) -> None:
+        predictor.engine.check(ref)
+        call = Call(ref, "rest-tfs", deadline(scope, timeout_s))
+        body = await read_body(scope, receive, max_bytes)
+        form = ""
+
+        def decode(signatures: object) -> Decoded:
+            nonlocal form
+            decoded, form = decode_predict(body, signatures, max_depth)  # type: ignore[arg-type]
+            return decoded
+
+        prediction = await predictor.predict(call, decode)
+        await answer(send, 200, encode_predict(prediction, form), [JSON])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if method == "GET" and path.lower().rstrip("/") == "/v1/models":
+            await answer_json(send, 200, {"models": predictor.engine.model_names()})
+            return
+        match = _ROUTE.fullmatch(path)
+        if match is None:
+            raise InvalidArgument(f"Malformed request: {method} {path}")
+        verb = (match[4] or "").lower()
+        if method != ("POST" if verb else "GET"):
+            raise InvalidArgument(f"Malformed request: {method} {path}")
+        ref = ModelRef(match[1], _version(match[2]), match[3])
+        if verb == "predict":
+            await predict(scope, receive, send, ref)
+        elif verb:
+            raise Unimplemented(f":{verb} is not answered yet: use :predict")
+        elif match[5]:
+            await answer_json(send, 200, _metadata(predictor, ref))
+        else:
+            await answer_json(send, 200, _status(predictor, ref))
+
+    return guarded(app)
+
+
+def _version(text: str | None) -> int | None:
+    if text is None:
+        return None
+    version = int(text[:20])
+    if version > _LARGEST_VERSION:
+        raise NotFound(f"version {text[:20]} is over the largest there can be, {_LARGEST_VERSION}")
+    return version
+
+
+def _metadata(predictor: Predictor, ref: ModelRef) -> dict[str, object]:
+    info = predictor.engine.describe(ref)
+    definitions = {name: signature_def(signature) for name, signature in info.signatures.items()}
+    return {
+        "model_spec": {"name": info.name, "signature_name": "", "version": str(info.version)},
+        "metadata": {
+            "signature_def": {
+                "@type": "type.googleapis.com/tensorflow.serving.SignatureDefMap",
+                "signature_def": definitions,
+            }
+        },
+    }
+
+
+def _status(predictor: Predictor, ref: ModelRef) -> dict[str, object]:
+    return {"model_version_status": [_version_status(s) for s in predictor.engine.statuses(ref)]}
+
+
+def _version_status(status: VersionStatus) -> dict[str, object]:
+    failed = status.state is State.FAILED
+    return {
+        "version": str(status.version),
+        "state": _STATES[status.state],
+        "status": {
+            "error_code": Code.FAILED_PRECONDITION.name if failed else "OK",
+            "error_message": status.reason,
+        },
+    }
+
+
+__all__ = ["KilnError", "tfserving_app"]

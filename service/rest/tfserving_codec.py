@@ -1,0 +1,143 @@
+"""TensorFlow Serving's REST bodies ↔ tensors, pure.
+
+Source of the forms: TensorFlow Serving's RESTful API and ``json_tensor.cc``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import simdjson
+
+from service.errors import InvalidArgument
+from service.predictor import Decoded, Prediction, choose_signature
+from service.rest.json_codec import Document, dumps, dumps_with_tokens, is_finite, jsonable, plain, to_array
+from service.tensors import Array, Signature, Tensors, check_names
+
+_FORMS = ("instances", "inputs")
+
+
+def decode_predict(body: bytes, signatures: Mapping[str, Signature], max_depth: int) -> tuple[Decoded, str]:
+    """A ``:predict`` body as tensors, and its form (``instances`` or ``inputs``).
+
+    Raises:
+        InvalidArgument: the body is wrong; names the input and what was expected.
+        FailedPrecondition: no such signature.
+    """
+    document = Document(body, max_depth)
+    name = document.get("signature_name")
+    if name is not None and not isinstance(name, str):
+        raise InvalidArgument(f"'signature_name' must be a string, got {plain(name)!r}")
+    signature = choose_signature(signatures, name or "")
+    form = _form(document)
+    value = document.get(form)
+    inputs = (
+        _from_instances(value, signature, body) if form == "instances" else _from_inputs(value, signature, body)
+    )
+    return Decoded(signature, inputs, strict_shapes=False), form
+
+
+def _form(document: Document) -> str:
+    given = [form for form in _FORMS if form in document.fields]
+    if len(given) == 2:
+        raise InvalidArgument("one of 'instances' and 'inputs' is expected, got both")
+    if not given:
+        raise InvalidArgument("Missing 'inputs' or 'instances' key")
+    return given[0]
+
+
+def _from_inputs(value: Any, signature: Signature, body: bytes) -> Tensors:
+    """Columnar: one tensor, or an object of one tensor per input."""
+    if isinstance(value, simdjson.Object | dict) and not _is_base64(value):
+        check_names(signature, dict.fromkeys(value.keys()))
+        alone = len(signature.inputs) == 1
+        return {
+            spec.name: to_array(value[spec.name], spec, body if alone else b"") for spec in signature.inputs
+        }
+    if len(signature.inputs) != 1:
+        raise InvalidArgument(
+            f"'inputs' must be an object with the inputs {', '.join(sorted(signature.input_by_name))}"
+        )
+    spec = signature.inputs[0]
+    return {spec.name: to_array(value, spec, body)}
+
+
+def _from_instances(value: Any, signature: Signature, body: bytes) -> Tensors:
+    """Row by row: a list of values of the only input, or of objects with one value per input."""
+    if not isinstance(value, simdjson.Array | list):
+        raise InvalidArgument("'instances' must be a list of rows")
+    if not len(value):
+        raise InvalidArgument("'instances' has no rows: at least one is expected, got an empty batch")
+    first = value[0]
+    if isinstance(first, simdjson.Object | dict) and not _is_base64(first):
+        return _from_named_rows(plain(value), signature)
+    if len(signature.inputs) != 1:
+        raise InvalidArgument(
+            f"each row of 'instances' must be an object with the inputs {', '.join(sorted(signature.input_by_name))}"
+        )
+    spec = signature.inputs[0]
+    return {spec.name: to_array(value, spec, body)}
+
+
+def _from_named_rows(rows: list[Any], signature: Signature) -> Tensors:
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InvalidArgument(f"element {index} of 'instances' must be an object, as the first is")
+        try:
+            check_names(signature, row)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"element {index} of 'instances': {error}") from None
+    return {spec.name: to_array([row[spec.name] for row in rows], spec) for spec in signature.inputs}
+
+
+def _is_base64(value: Any) -> bool:
+    return list(value.keys()) == ["b64"]
+
+
+def encode_predict(prediction: Prediction, form: str) -> bytes:
+    """``{"predictions": …}`` for rows, ``{"outputs": …}`` for columns.
+
+    One output comes bare, several by name. Outputs whose name ends in ``_bytes`` come as base64.
+    """
+    outputs = prediction.outputs
+    values = {name: _jsonable(name, array) for name, array in outputs.items()}
+    write = dumps if is_finite(outputs) else dumps_with_tokens
+    if form == "inputs":
+        return write({"outputs": next(iter(values.values())) if len(values) == 1 else values})
+    return write({"predictions": _rows(values, outputs)})
+
+
+def _jsonable(name: str, array: Array) -> Any:
+    return jsonable(array, as_base64=name.endswith("_bytes"))
+
+
+def _rows(values: dict[str, Any], outputs: Tensors) -> Any:
+    sizes = {name: array.shape[0] if array.ndim else None for name, array in outputs.items()}
+    if None in sizes.values() or len(set(sizes.values())) != 1:
+        raise InvalidArgument(
+            "the outputs do not share a batch dimension, so they cannot be answered row by row: "
+            f"ask with 'inputs' instead of 'instances' (sizes: {sizes})"
+        )
+    if len(values) == 1:
+        return next(iter(values.values()))
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def signature_def(signature: Signature) -> dict[str, Any]:
+    """A signature as proto3 JSON of ``SignatureDef``; int64 sizes are strings there."""
+
+    def side(specs: tuple[Any, ...]) -> dict[str, Any]:
+        return {
+            spec.name: {
+                "dtype": spec.dtype.tensorflow,
+                "tensor_shape": {
+                    "dim": [{"size": str(size), "name": ""} for size in spec.wire_shape()] if spec.shape is not None else [],
+                    "unknown_rank": spec.shape is None,
+                },
+                "name": spec.graph_name,
+            }
+            for spec in specs
+        }
+
+    return {"inputs": side(signature.inputs), "outputs": side(signature.outputs), "method_name": signature.method}

@@ -1,0 +1,184 @@
+"""The composition root: build, start, load, be ready, drain, stop, in that order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from functools import partial
+
+import uvicorn
+
+from service import __version__
+from service.batching.queue import Limits
+from service.health import Health
+from service.metrics import Metrics
+from service.predictor import Predictor
+from service.registry.importer import import_model
+from service.registry.registry import Registry, RegistryOptions
+from service.registry.repository import open_models
+from service.rest.app import RestOptions, rest_app
+from service.rpc.server import RpcServer
+from service.runtime.model import LoadedModel, RuntimeOptions
+from service.settings import Settings
+
+_log = logging.getLogger("kiln.server")
+_LINGER_S = 0.3
+"""After the last answer, how long connections stay open so that late requests are refused, not cut."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; a second one leaves at once.
+
+    Raises:
+        KilnError: the models' path does not exist.
+        OSError: a port cannot be bound.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings))
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not on this platform
+        return None
+    return uvloop.Loop
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    _listen_to_signals(stopping)
+    metrics = Metrics()
+    registry = Registry(open_models(settings.models, settings.name), _registry_options(settings), metrics)
+    health = Health(registry.all_statuses)
+    predictor = Predictor(registry, metrics)
+    rpc = RpcServer(
+        predictor,
+        is_ready=health.is_ready,
+        address=f"{settings.host}:{settings.grpc_port}",
+        max_message_bytes=settings.max_message_bytes,
+        request_timeout_s=settings.request_timeout_s,
+    )
+    rest = _Rest(predictor, metrics, health, settings)
+    grpc_port = await rpc.start()
+    rest_port = await rest.start()
+    _log.info("kiln %s listens: REST on %s:%d, gRPC on %s:%d",
+              __version__, settings.host, rest_port, settings.host, grpc_port)  # fmt: skip
+    loading = asyncio.create_task(registry.load_all())
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done():
+        loading.result()
+        health.loaded = True
+        _announce(registry, rpc, metrics, ready=health.is_ready())
+    await stopped
+    await _stop(settings.drain_s, health, registry, rpc, rest, metrics)
+
+
+async def _stop(
+    drain_s: float, health: Health, registry: Registry, rpc: RpcServer, rest: _Rest, metrics: Metrics
+) -> None:
+    """Readiness off, refuse new, finish what was accepted, then close the doors."""
+    _log.info("stopping: finishing accepted requests for up to %.0f s", drain_s)
+    health.draining = True
+    metrics.ready(False)
+    rpc.set_serving(False)
+    rest.refuse_new()
+    await registry.stop(drain_s)
+    await asyncio.sleep(_LINGER_S)
+    await asyncio.gather(rpc.stop(1.0), rest.stop())
+    _log.info("stopped")
+
+
+class _Rest:
+    """uvicorn in this event loop, on a socket of our own."""
+
+    def __init__(self, predictor: Predictor, metrics: Metrics, health: Health, settings: Settings) -> None:
+        options = RestOptions(settings.max_message_bytes, settings.max_json_depth, settings.request_timeout_s)
+        self._address = (settings.host, settings.rest_port)
+        config = uvicorn.Config(
+            rest_app(predictor, metrics, health.is_ready, options),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            http="httptools",
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        self._server = _Server(config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Bind and accept; returns the port. `OSError` if the address cannot be bound."""
+        listener = _bind(*self._address)
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.005)
+        return int(listener.getsockname()[1])
+
+    def refuse_new(self) -> None:
+        """From now on each answer closes its connection, so that clients go elsewhere."""
+        self._server.server_state.default_headers.append((b"connection", b"close"))
+
+    async def stop(self) -> None:
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the composition root has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"the REST port {host}:{port} cannot be bound: {error.strerror or error}") from error
+
+
+def _registry_options(settings: Settings) -> RegistryOptions:
+    runtime = RuntimeOptions(settings.max_batch_rows, settings.plan, settings.plan_budget_s)
+    return RegistryOptions(
+        materialize=partial(import_model, cache_dir=settings.cache_dir, timeout_s=settings.import_timeout_s),
+        load=lambda path: LoadedModel(path, runtime),
+        limits=Limits(
+            settings.max_batch_rows,
+            settings.max_queue_rows,
+            settings.max_queue_bytes,
+            settings.batch_wait_ms / 1e3,
+        ),
+        split_oversize=settings.oversize == "split",
+    )
+
+
+def _announce(registry: Registry, rpc: RpcServer, metrics: Metrics, *, ready: bool) -> None:
+    rpc.set_serving(ready)
+    metrics.ready(ready)
+    if ready:
+        _log.info("ready")
+    else:
+        _log.error("not ready: none of %d models could be loaded", len(registry.model_names()))
+
+
+def _listen_to_signals(stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)  # asked twice: at once, whatever is still running
+        stopping.set()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)

@@ -1,0 +1,146 @@
+"""Every knob, once: its name, unit, default, range and help.
+
+A value comes from a flag, else the environment (``KILN_`` + name), else the YAML file, else the
+default given here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+ENV_PREFIX = "KILN_"
+
+
+def _default_cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kiln"
+
+
+def _unit(unit: str) -> dict[str, Any]:
+    return {"unit": unit}
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the text names it, what was expected and what came."""
+
+
+class Settings(BaseSettings):
+    """All settings of a server; frozen."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    models: Path = Field(description="folder of models (<name>/<version>/…), or one model")
+    name: str | None = Field(None, description="name of the model, where one model is served")
+    host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104
+    rest_port: int = Field(8501, ge=0, le=65535, description="HTTP port, 0 for any free one")
+    grpc_port: int = Field(8500, ge=0, le=65535, description="gRPC port, 0 for any free one")
+    max_message_bytes: int = Field(
+        64 * 2**20, ge=1024, description="largest HTTP body or gRPC message", json_schema_extra=_unit("bytes")
+    )
+    max_json_depth: int = Field(
+        100, ge=4, le=500, description="deepest nesting of a JSON body", json_schema_extra=_unit("levels")
+    )
+    request_timeout_s: float = Field(
+        30.0, gt=0, description="deadline of a request that states none", json_schema_extra=_unit("seconds")
+    )
+    drain_s: float = Field(
+        25.0, ge=0, description="time to finish accepted requests after SIGTERM", json_schema_extra=_unit("seconds")
+    )
+    max_batch_rows: int = Field(
+        64, ge=1, le=65536, description="most rows fused into one batch", json_schema_extra=_unit("rows")
+    )
+    max_queue_rows: int = Field(
+        4096, ge=1, description="most rows waiting per model version", json_schema_extra=_unit("rows")
+    )
+    max_queue_bytes: int = Field(
+        512 * 2**20, ge=1024, description="most memory of rows waiting per model version", json_schema_extra=_unit("bytes")
+    )
+    batch_wait_ms: float = Field(
+        0.0,
+        ge=0,
+        le=10_000,
+        description="time a free runner waits for a fuller batch",
+        json_schema_extra=_unit("milliseconds"),
+    )
+    oversize: Literal["split", "refuse"] = Field(
+        "split", description="what becomes of a request with more rows than a batch may have"
+    )
+    plan: Literal["auto", "signature", "openvino"] = Field(
+        "auto", description="execution plan: auto takes the fastest measured one that agrees with the signature"
+    )
+    plan_budget_s: float = Field(
+        10.0, ge=0, description="time to measure plans, per signature", json_schema_extra=_unit("seconds")
+    )
+    import_timeout_s: float = Field(
+        600.0, gt=0, description="time to convert one .keras or .h5 file", json_schema_extra=_unit("seconds")
+    )
+    cache_dir: Path = Field(default_factory=_default_cache_dir, description="where converted models are kept")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
+    log_format: Literal["console", "json"] = Field("console", description="form of the log")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then environment, then YAML; no .env file and no secrets folder."""
+        del dotenv_settings, file_secret_settings
+        flags = dict(init_settings())
+        yaml_file = flags.pop("config", None) or os.environ.get(ENV_PREFIX + "CONFIG")
+        yaml = YamlConfigSettingsSource(settings_cls, yaml_file) if yaml_file else None
+        return tuple(source for source in (_Flags(settings_cls, flags), env_settings, yaml) if source)
+
+
+class _Flags(PydanticBaseSettingsSource):
+    """The flags that were given, less ``--config``, which is not a setting itself."""
+
+    def __init__(self, settings_cls: type[BaseSettings], flags: dict[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self._flags = flags
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        return self._flags.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return self._flags
+
+
+def load_settings(flags: dict[str, Any]) -> Settings:
+    """Settings from `flags` (name → text as given), the environment and the YAML file.
+
+    Raises:
+        SettingsError: a value is wrong, a name unknown, or the file unreadable.
+    """
+    config = flags.get("config") or os.environ.get(ENV_PREFIX + "CONFIG")
+    if config and not Path(config).is_file():
+        raise SettingsError(f"--config: no file {config!r}")
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(e) for e in error.errors())) from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the configuration file {config}: {error}") from error
+
+
+def _explain(error: Any) -> str:
+    """One error of pydantic's as: the setting, what was expected, what came."""
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting"
+    if error["type"] == "missing":
+        return f"{name}: must be given"
+    return f"{name}: {error['msg'].lower()}, got {error['input']!r}"
