@@ -76,7 +76,7 @@ async def _serve(settings: Settings) -> None:
     if loading.done():
         loading.result()
         health.loaded = True
-        _announce(registry, rpc, metrics, ready=health.is_ready())
+        await _announce(registry, rpc, metrics, ready=health.is_ready())
     await stopped
     await _stop(settings.drain_s, health, registry, rpc, rest, metrics)
 
@@ -88,7 +88,7 @@ async def _stop(
     _log.info("stopping: finishing accepted requests for up to %.0f s", drain_s)
     health.draining = True
     metrics.ready(False)
-    rpc.set_serving(False)
+    await rpc.set_serving(False)
     rest.refuse_new()
     await registry.stop(drain_s)
     await asyncio.sleep(_LINGER_S)
@@ -163,8 +163,8 @@ def _registry_options(settings: Settings) -> RegistryOptions:
     )
 
 
-def _announce(registry: Registry, rpc: RpcServer, metrics: Metrics, *, ready: bool) -> None:
-    rpc.set_serving(ready)
+async def _announce(registry: Registry, rpc: RpcServer, metrics: Metrics, *, ready: bool) -> None:
+    await rpc.set_serving(ready)
     metrics.ready(ready)
     if ready:
         _log.info("ready")

@@ -331,3 +331,16 @@ def pack_strings(array: Array) -> bytes:
     """The inverse of reading BYTES: each element as its 4-byte length and its bytes."""
     items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.flat]
     return b"".join(part for item in items for part in (len(item).to_bytes(4, "little"), item))
+
+
+def integers_fit(array: Array, spec: TensorSpec) -> Array:
+    """`array` as `spec`'s type; `InvalidArgument` for an integer that the type cannot hold."""
+    dtype = spec.dtype.numpy
+    if array.dtype == dtype:
+        return array
+    if dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        for extreme in (array.min(), array.max()):
+            if not limits.min <= int(extreme) <= limits.max:
+                raise InvalidArgument(f"input {spec.name!r}: {extreme} does not fit {spec.dtype.value}")
+    return array.astype(dtype)

@@ -20,7 +20,7 @@ import orjson
 import simdjson
 
 from service.errors import InvalidArgument
-from service.tensors import Array, DataType, TensorSpec
+from service.tensors import Array, DataType, TensorSpec, integers_fit
 
 _NUMBER_BYTES = b"0123456789.+-eE \t\r\n"
 _PROXY_COST_BYTES = 80
@@ -194,11 +194,7 @@ def _cast(buffer: Array, spec: TensorSpec) -> Array:
     if buffer.dtype == dtype:
         return buffer
     if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if buffer.size and not (limits.min <= int(buffer.min()) and int(buffer.max()) <= limits.max):
-            worst = next(int(v) for v in buffer if not limits.min <= int(v) <= limits.max)
-            raise InvalidArgument(f"input {spec.name!r}: {worst} does not fit {spec.dtype.value}")
-        return buffer.astype(dtype)
+        return integers_fit(buffer, spec)
     try:
         with np.errstate(over="raise"):
             return buffer.astype(dtype)

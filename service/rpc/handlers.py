@@ -1,0 +1,56 @@
+"""Byte-level handlers and how grpcio calls them.
+
+A handler takes the request's bytes and an absolute deadline, and returns the response's bytes or
+raises a `KilnError`: nothing in it knows the transport.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import grpc
+
+from service.errors import Internal, KilnError, Overloaded
+from service.rpc.codes import GRPC_STATUS
+
+_log = logging.getLogger("kiln.rpc")
+
+Handler = Callable[[bytes, float], Awaitable[bytes]]
+Handlers = Mapping[str, Handler]
+
+
+class GenericHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Handlers by method path, as grpcio asks for them; without serializers, so bytes go through."""
+
+    def __init__(self, handlers: Handlers, request_timeout_s: float) -> None:
+        self._methods = {
+            path: grpc.unary_unary_rpc_method_handler(_bind(path, handler, request_timeout_s))
+            for path, handler in handlers.items()
+        }
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return self._methods.get(details.method)
+
+
+def _bind(path: str, handler: Handler, request_timeout_s: float) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    async def call(data: bytes, context: Any) -> bytes:
+        remaining_s = context.time_remaining()
+        deadline = time.monotonic() + (request_timeout_s if remaining_s is None else remaining_s)
+        try:
+            return await handler(data, deadline)
+        except KilnError as error:
+            failure = error
+        except Exception:
+            _log.exception("%s failed", path)
+            failure = Internal("an internal error occurred; the server's log has it")
+        trailers = ()
+        if isinstance(failure, Overloaded):
+            trailers = (("retry-after", str(max(1, math.ceil(failure.retry_after_s)))),)
+        await context.abort(GRPC_STATUS[failure.code], str(failure), trailers)
+        raise AssertionError("abort raises")  # for the type checker
+
+    return call

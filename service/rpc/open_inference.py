@@ -1,0 +1,65 @@
+"""``inference.GRPCInferenceService``: the Open Inference Protocol v2 over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service import __version__
+from service.errors import NotFound
+from service.predictor import EXTENSIONS, SERVER_NAME, Call, ModelRef, Predictor
+from service.registry.lifecycle import State
+from service.rpc._generated.inference import open_inference_pb2 as pb
+from service.rpc.handlers import Handlers
+from service.rpc.messages import parse
+from service.rpc.open_inference_codec import decode_infer, encode_infer, encode_metadata
+
+SERVICE = "inference.GRPCInferenceService"
+
+
+def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool]) -> Handlers:
+    """Byte-level handlers by full method path."""
+    engine = predictor.engine
+
+    async def infer(data: bytes, deadline: float) -> bytes:
+        request = parse(pb.ModelInferRequest, data)
+        call = Call(_ref(request.model_name, request.model_version), "grpc-v2", deadline)
+        prediction = await predictor.predict(call, lambda signatures: decode_infer(request, signatures))
+        return encode_infer(request, prediction)
+
+    async def live(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
+        return pb.ServerLiveResponse(live=True).SerializeToString()
+
+    async def ready(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
+        return pb.ServerReadyResponse(ready=is_ready()).SerializeToString()
+
+    async def model_ready(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
+        request = parse(pb.ModelReadyRequest, data)
+        states = [status.state for status in engine.statuses(_ref(request.name, request.version))]
+        return pb.ModelReadyResponse(ready=State.READY in states).SerializeToString()
+
+    async def server_metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
+        response = pb.ServerMetadataResponse(name=SERVER_NAME, version=__version__, extensions=EXTENSIONS)
+        return response.SerializeToString()
+
+    async def model_metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
+        request = parse(pb.ModelMetadataRequest, data)
+        return encode_metadata(engine.describe(_ref(request.name, request.version)))
+
+    methods = {
+        "ModelInfer": infer,
+        "ServerLive": live,
+        "ServerReady": ready,
+        "ModelReady": model_ready,
+        "ServerMetadata": server_metadata,
+        "ModelMetadata": model_metadata,
+    }
+    return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+
+
+def _ref(name: str, version: str) -> ModelRef:
+    """Versions are text in this protocol; one that is no integer exists for no model."""
+    if not version:
+        return ModelRef(name)
+    if not (version.isascii() and version.isdigit() and len(version) < 20):
+        raise NotFound(f"model {name!r} has no version {version!r}: versions are integers")
+    return ModelRef(name, int(version))

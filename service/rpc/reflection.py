@@ -1,0 +1,60 @@
+"""Descriptors under public names, for server reflection."""
+
+from __future__ import annotations
+
+from google.protobuf import any_pb2, wrappers_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from service.rpc._generated.inference import open_inference_pb2
+from service.rpc._generated.kiln.tensorflow import tensor_pb2
+from service.rpc._generated.kiln.tensorflow.serving import serving_pb2
+
+_MODULES = (
+    any_pb2,
+    wrappers_pb2,
+    health_pb2,
+    reflection_pb2,
+    open_inference_pb2,
+    tensor_pb2,
+    serving_pb2,
+)
+_PREFIX = "kiln."
+
+
+def public_pool() -> DescriptorPool:
+    """A pool of its own with every message and service as clients know it.
+
+    TensorFlow Serving's are ours under the prefix ``kiln.``; without it the names are the public
+    ones. In a pool apart they clash with nothing, not even with TensorFlow's own.
+    """
+    pool = DescriptorPool()
+    for module in _MODULES:
+        file = FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
+        _strip_prefix(file)
+        pool.Add(file)
+    return pool
+
+
+def _strip_prefix(file: FileDescriptorProto) -> None:
+    file.name = file.name.removeprefix("kiln/")
+    file.package = file.package.removeprefix(_PREFIX)
+    for index, dependency in enumerate(file.dependency):
+        file.dependency[index] = dependency.removeprefix("kiln/")
+    messages = list(file.message_type)
+    while messages:
+        message = messages.pop()
+        messages.extend(message.nested_type)
+        for field in message.field:
+            if field.type_name:  # assigning even "" to a scalar's would make it a message's
+                field.type_name = _public(field.type_name)
+    for service in file.service:
+        for method in service.method:
+            method.input_type = _public(method.input_type)
+            method.output_type = _public(method.output_type)
+
+
+def _public(type_name: str) -> str:
+    return "." + type_name.removeprefix("." + _PREFIX) if type_name.startswith("." + _PREFIX) else type_name

@@ -1,0 +1,195 @@
+"""TensorFlow Serving's messages ↔ tensors, pure.
+
+Source: TensorFlow's ``tensor.proto`` and ``Tensor::FromProto``: a tensor comes as
+``tensor_content``, or as a typed list whose last value stands for all that are missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from service.errors import InvalidArgument
+from service.predictor import Decoded, ModelInfo, ModelRef, Prediction, choose_signature
+from service.registry.lifecycle import State, VersionStatus
+from service.rpc._generated.kiln.tensorflow import tensor_pb2
+from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as pb
+from service.tensors import (
+    BY_TENSORFLOW_NUMBER,
+    Array,
+    DataType,
+    Signature,
+    TensorSpec,
+    check_names,
+    integers_fit,
+    unpack_raw,
+)
+
+_VALUES = {
+    DataType.BOOL: "bool_val",
+    DataType.UINT8: "int_val",
+    DataType.UINT16: "int_val",
+    DataType.UINT32: "uint32_val",
+    DataType.UINT64: "uint64_val",
+    DataType.INT8: "int_val",
+    DataType.INT16: "int_val",
+    DataType.INT32: "int_val",
+    DataType.INT64: "int64_val",
+    DataType.FP16: "half_val",
+    DataType.BF16: "half_val",
+    DataType.FP32: "float_val",
+    DataType.FP64: "double_val",
+    DataType.BYTES: "string_val",
+}
+_STATES = {
+    State.NEW: pb.ModelVersionStatus.START,
+    State.LOADING: pb.ModelVersionStatus.LOADING,
+    State.WARMING: pb.ModelVersionStatus.LOADING,
+    State.READY: pb.ModelVersionStatus.AVAILABLE,
+    State.DRAINING: pb.ModelVersionStatus.UNLOADING,
+    State.UNLOADED: pb.ModelVersionStatus.END,
+    State.FAILED: pb.ModelVersionStatus.END,
+}
+_LARGEST_BROADCAST = 2**24
+"""A short list may stand for this many elements: some bytes must not become gigabytes."""
+_FAILED_PRECONDITION = 9
+_SIGNATURES_FIELD = "signature_def"
+_MAP_TYPE_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+
+
+def model_ref(spec: pb.ModelSpec) -> ModelRef:
+    """Which model a ``ModelSpec`` means: by version, by label, or by default."""
+    choice = spec.WhichOneof("version_choice")
+    return ModelRef(
+        spec.name,
+        spec.version.value if choice == "version" else None,
+        spec.version_label if choice == "version_label" else None,
+    )
+
+
+def decode_predict(request: pb.PredictRequest, signatures: Mapping[str, Signature]) -> Decoded:
+    """The request's inputs as arrays; shapes are left to the graph, as TensorFlow Serving does.
+
+    Raises:
+        InvalidArgument: names the input or output, what was expected and what came.
+        FailedPrecondition: no such signature.
+    """
+    signature = choose_signature(signatures, request.model_spec.signature_name)
+    check_names(signature, request.inputs)
+    for name in request.output_filter:
+        if name not in signature.output_by_name:
+            known = ", ".join(sorted(signature.output_by_name))
+            raise InvalidArgument(f"unknown output {name!r} in output_filter: signature {signature.name!r} gives {known}")
+    inputs = {spec.name: _decode_tensor(request.inputs[spec.name], spec) for spec in signature.inputs}
+    return Decoded(signature, inputs, strict_shapes=False)
+
+
+def _decode_tensor(proto: tensor_pb2.TensorProto, spec: TensorSpec) -> Array:
+    dtype = BY_TENSORFLOW_NUMBER.get(proto.dtype)
+    if dtype is not spec.dtype:
+        received = dtype.tensorflow if dtype else f"DataType {proto.dtype}"
+        raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.tensorflow}, got {received}")
+    if proto.tensor_shape.unknown_rank:
+        raise InvalidArgument(f"input {spec.name!r}: a shape is expected, got one of unknown rank")
+    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    if any(size < 0 for size in shape):
+        raise InvalidArgument(f"input {spec.name!r}: shape must have no negative size, got {list(shape)}")
+    if proto.tensor_content:
+        if dtype is DataType.BYTES:
+            raise InvalidArgument(f"input {spec.name!r}: strings are expected in string_val, not in tensor_content")
+        return unpack_raw(proto.tensor_content, dtype, shape, spec.name)
+    return _from_list(getattr(proto, _VALUES[dtype]), spec, shape)
+
+
+def _from_list(values: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    count = math.prod(shape)
+    if len(values) > count:
+        raise InvalidArgument(
+            f"input {spec.name!r}: {_VALUES[spec.dtype]} with up to {count} values expected for shape {list(shape)}, "
+            f"got {len(values)}"
+        )
+    if spec.dtype is DataType.BYTES:
+        given = np.empty(len(values), object)
+        given[:] = values
+    elif spec.dtype in (DataType.FP16, DataType.BF16):
+        given = np.array(values, np.int64).astype(np.uint16).view(spec.dtype.numpy)  # bit patterns
+    else:
+        wide = {"i": np.int64, "u": np.uint64}.get(spec.dtype.numpy.kind)
+        given = integers_fit(np.array(values, wide or spec.dtype.numpy), spec)
+    if len(given) == count:
+        return given.reshape(shape)
+    if count > _LARGEST_BROADCAST:
+        raise InvalidArgument(f"input {spec.name!r}: {len(values)} values cannot stand for {count} elements")
+    if not len(given):  # TensorFlow fills with its default: zero, False or ""
+        return np.full(shape, b"", object) if spec.dtype is DataType.BYTES else np.zeros(shape, spec.dtype.numpy)
+    return np.pad(given, (0, count - len(given)), mode="edge").reshape(shape)  # the last value repeats
+
+
+def encode_predict(request: pb.PredictRequest, prediction: Prediction) -> bytes:
+    """The answer's bytes; outputs as ``tensor_content``, which clients decode fastest."""
+    response = pb.PredictResponse()
+    spec = response.model_spec
+    spec.name = prediction.model
+    spec.version.value = prediction.version
+    spec.signature_name = prediction.signature.name
+    for name in request.output_filter or prediction.outputs:
+        _encode_tensor(prediction.outputs[name], prediction.signature.output_by_name[name].dtype, response.outputs[name])
+    return response.SerializeToString()
+
+
+def _encode_tensor(array: Array, dtype: DataType, proto: tensor_pb2.TensorProto) -> None:
+    proto.dtype = dtype.number  # type: ignore[assignment]
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if not array.shape:
+        proto.tensor_shape.SetInParent()
+    if dtype is DataType.BYTES:
+        proto.string_val.extend(item.encode() if isinstance(item, str) else item for item in array.ravel().tolist())
+    else:
+        proto.tensor_content = array.tobytes()
+
+
+def encode_metadata(request: pb.GetModelMetadataRequest, info: ModelInfo) -> bytes:
+    """`GetModelMetadataResponse` with all signatures.
+
+    Raises:
+        InvalidArgument: a field other than ``signature_def`` is asked for.
+    """
+    if list(request.metadata_field) != [_SIGNATURES_FIELD]:
+        fields = ", ".join(request.metadata_field) or "none"
+        raise InvalidArgument(f"metadata_field: {_SIGNATURES_FIELD!r} expected, got {fields}")
+    definitions = pb.SignatureDefMap()
+    for name, signature in info.signatures.items():
+        definition = definitions.signature_def[name]
+        definition.method_name = signature.method
+        for specs, side in ((signature.inputs, definition.inputs), (signature.outputs, definition.outputs)):
+            for spec in specs:
+                _encode_spec(spec, side[spec.name])
+    response = pb.GetModelMetadataResponse()
+    response.model_spec.name = info.name
+    response.model_spec.version.value = info.version
+    packed = response.metadata[_SIGNATURES_FIELD]
+    packed.type_url = _MAP_TYPE_URL
+    packed.value = definitions.SerializeToString()
+    return response.SerializeToString()
+
+
+def _encode_spec(spec: TensorSpec, info: tensor_pb2.TensorInfo) -> None:
+    info.name = spec.graph_name
+    info.dtype = spec.dtype.number  # type: ignore[assignment]
+    info.tensor_shape.unknown_rank = spec.shape is None
+    for size in spec.shape or ():
+        info.tensor_shape.dim.add(size=-1 if size is None else size)
+
+
+def encode_statuses(statuses: list[VersionStatus]) -> bytes:
+    """`GetModelStatusResponse`; a version that failed has ended, with its reason."""
+    response = pb.GetModelStatusResponse()
+    for status in statuses:
+        entry = response.model_version_status.add(version=status.version, state=_STATES[status.state])
+        entry.status.error_message = status.reason
+        entry.status.error_code = _FAILED_PRECONDITION if status.state is State.FAILED else 0
+    return response.SerializeToString()
