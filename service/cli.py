@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,7 @@ def _serve(flags: dict[str, Any]) -> int:
     except SettingsError as error:
         print(f"kiln serve: {error}", file=sys.stderr)
         return 2
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read when grpc is imported; Kiln never forks alone
     from service import logs
     from service.errors import KilnError
     from service.server import run

@@ -49,7 +49,8 @@ class Decoded:
     """A request in terms of a signature.
 
     With `strict_shapes` the signature's rank and sizes are enforced here; without, as TensorFlow
-    Serving has it, a shape that differs goes to the graph, which may refuse it.
+    Serving has it, a shape that differs goes to the graph, which may refuse it: but only if the
+    signature says that the graph can be let try.
     """
 
     signature: Signature
@@ -163,7 +164,7 @@ def validate(decoded: Decoded) -> None:
     Types are the decoder's business: only it knows what the caller's dialect called them.
     """
     check_names(decoded.signature, decoded.inputs)
-    if decoded.strict_shapes:
+    if decoded.strict_shapes or not decoded.signature.takes_other_shapes:
         for spec in decoded.signature.inputs:
             check_shape(spec, decoded.inputs[spec.name].shape)
     for spec in decoded.signature.inputs:

@@ -112,12 +112,17 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """A named function of a model: what goes in and what comes out."""
+    """A named function of a model: what goes in and what comes out.
+
+    `takes_other_shapes` tells that the graph may be tried with shapes that it does not declare:
+    it then answers or refuses. Other graphs must not be, for some operations abort the process.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     method: str = "tensorflow/serving/predict"
+    takes_other_shapes: bool = False
 
     @cached_property
     def input_by_name(self) -> dict[str, TensorSpec]:

@@ -19,6 +19,18 @@ from service.tensors import BY_TENSORFLOW_NUMBER, Array, Signature, Tensors, Ten
 _log = logging.getLogger("kiln.runtime")
 _SERVE_TAG = "serve"
 
+SHAPE_SAFE_OPERATIONS = frozenset(
+    "Placeholder Const Identity IdentityN NoOp VarHandleOp ReadVariableOp PartitionedCall StatefulPartitionedCall "
+    "Add AddV2 Sub Mul Div RealDiv DivNoNan Neg Abs Square Sqrt Rsqrt Exp Log Log1p Pow Maximum Minimum Sign Floor "
+    "Round Sin Cos Erf SquaredDifference Relu Relu6 LeakyRelu Elu Selu Sigmoid Tanh Softplus Softmax MatMul BiasAdd "
+    "Cast Reshape Shape".split()
+)
+"""Operations that refuse a shape they cannot take with an error.
+
+Others end the whole process: a convolution given three dimensions for four is a failed ``CHECK`` in
+TensorFlow 2.21 (``tensor_format.h: Invalid index from the dimension``).
+"""
+
 
 class SavedModel:
     """A loaded SavedModel and its signatures."""
@@ -37,7 +49,7 @@ class SavedModel:
         try:
             with graph.as_default():
                 meta = tf.compat.v1.saved_model.load(self._session, [_SERVE_TAG], str(path))
-            self.signatures, self._tensor_names = _read_signatures(meta.signature_def)
+            self.signatures, self._tensor_names = _read_signatures(meta)
         except KilnError:
             self._session.close()
             raise
@@ -104,15 +116,13 @@ def _callable(session: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Cal
     return direct(config_pb2.CallableOptions(feed=feeds, fetch=fetches))  # type: ignore[no-any-return]
 
 
-def _read_signatures(
-    signature_defs: Any,
-) -> tuple[dict[str, Signature], dict[str, tuple[list[str], list[str]]]]:
+def _read_signatures(meta: Any) -> tuple[dict[str, Signature], dict[str, tuple[list[str], list[str]]]]:
     """Signatures by name, and for each the graph's tensors to feed and to fetch.
 
     A signature with a type that no wire carries is left out with a warning.
     """
     signatures, tensor_names, reasons = {}, {}, []
-    for name, definition in sorted(signature_defs.items()):
+    for name, definition in sorted(meta.signature_def.items()):
         if name.startswith("__"):
             continue  # TensorFlow's own, such as __saved_model_init_op
         try:
@@ -121,12 +131,36 @@ def _read_signatures(
             reasons.append(str(error))
             _log.warning("%s", error)
             continue
-        signatures[name] = Signature(name, inputs, outputs, definition.method_name)
+        tolerant = operations(meta.graph_def, [s.graph_name for s in outputs]) <= SHAPE_SAFE_OPERATIONS
+        signatures[name] = Signature(name, inputs, outputs, definition.method_name, tolerant)
         tensor_names[name] = ([s.graph_name for s in inputs], [s.graph_name for s in outputs])
     if not signatures:
         why = "; ".join(reasons) or "it was saved without one (model.export() writes one)"
         raise ModelLoadError(f"no signature can be served: {why}")
     return signatures, tensor_names
+
+
+def operations(graph_def: Any, tensors: Sequence[str]) -> set[str]:
+    """Names of all operations that the `tensors` of a graph depend on, in its functions too."""
+    nodes = {node.name: node for node in graph_def.node}
+    functions = {function.signature.name: function for function in graph_def.library.function}
+    todo = [nodes[name.partition(":")[0]] for name in tensors]
+    seen: set[str] = {node.name for node in todo}
+    found: set[str] = set()
+    while todo:
+        node = todo.pop()
+        found.add(node.op)
+        for name in (source.lstrip("^").partition(":")[0] for source in node.input):
+            if name in nodes and name not in seen:
+                seen.add(name)
+                todo.append(nodes[name])
+        called = [a.func.name for a in node.attr.values() if a.HasField("func")]
+        called += [function.name for a in node.attr.values() for function in a.list.func]
+        for name in called:
+            if name in functions and f"function {name}" not in seen:
+                seen.add(f"function {name}")
+                todo.extend(functions[name].node_def)
+    return found
 
 
 def _specs(signature: str, side: Any) -> tuple[TensorSpec, ...]:
