@@ -1,0 +1,1 @@
+"""Load tests: the bench harness and the Locust users."""

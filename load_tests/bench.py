@@ -1,0 +1,257 @@
+"""The bench: starts the server, drives each protocol from another process, and writes a table.
+
+``python -m load_tests.bench [--seconds 5] [--repeat 1] [--out FILE.json]``; see README.md here for
+what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from load_tests.driver import Plan, Result
+from load_tests.payloads import GRPC_METHOD, PATHS
+from load_tests.payloads import Path as Way
+
+_WARM_UP_S = 1.5
+_SHAPES = {"digits": ("image", (8, 8, 1)), "dense": ("x", (784,)), "five_ms": ("x", (64, 64, 3))}
+_CASES = (("digits", 16), ("dense", 1), ("dense", 16), ("dense", 64), ("five_ms", 16))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `efficiency` is against the bare plan, None for the echo server."""
+
+    model: str
+    connections: int
+    path: str
+    requests_per_s: float
+    p50_ms: float
+    p99_ms: float
+    server_cpu_us: float
+    batch_rows: float | None
+    efficiency: float | None
+    errors: int
+
+
+def main() -> int:
+    """Run all cases; returns 1 if any request failed or the protocols disagree."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds per cell")
+    parser.add_argument("--repeat", type=int, default=1, help="rounds; the table has the medians")
+    parser.add_argument("--models", default="digits,dense,five_ms", help="which of the bench's models")
+    parser.add_argument("--out", type=Path, help="write all figures there as JSON")
+    options = parser.parse_args()
+    chosen = [case for case in _CASES if case[0] in options.models.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        _python("-m", "load_tests.bench_models", str(work / "models"))
+        bare = {model: _bare_plan(work, model) for model in dict.fromkeys(model for model, _ in chosen)}
+        rounds = [_round(work, chosen, bare, options.seconds) for _ in range(options.repeat)]
+    rows = [_median(cells) for cells in zip(*rounds, strict=True)]
+    print(_table(rows, bare))
+    if options.out:
+        report = {"machine": _machine(), "bare": bare, "rounds": [[asdict(r) for r in cells] for cells in rounds]}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    return int(any(row.errors for row in rows))
+
+
+def _round(
+    work: Path, cases: list[tuple[str, int]], bare: dict[str, dict[str, object]], seconds: float
+) -> list[Row]:
+    rows = []
+    rest_port, grpc_port = _free_port(), _free_port()
+    with _process("-m", "load_tests.echo", str(rest_port), str(grpc_port)) as echo:
+        _wait_for(f"http://127.0.0.1:{rest_port}/")
+        for connections in dict.fromkeys(connections for _, connections in cases):
+            for way in PATHS:
+                rows.append(_cell("echo", "dense", connections, way, (rest_port, grpc_port), echo, None, seconds))
+    rest_port, grpc_port = _free_port(), _free_port()
+    command = ["-m", "service", "serve", str(work / "models"), "--rest-port", str(rest_port)]
+    command += ["--grpc-port", str(grpc_port), "--cache-dir", str(work / "cache"), "--host", "127.0.0.1"]
+    with _process(*command) as server:
+        _wait_for(f"http://127.0.0.1:{rest_port}/v2/health/ready")
+        for model, connections in cases:
+            bare_rows_per_s = float(str(bare[model]["rows_per_s"]))
+            answers = []
+            for way in PATHS:
+                ports = (rest_port, grpc_port)
+                rows.append(_cell(model, model, connections, way, ports, server, bare_rows_per_s, seconds, answers))
+            _check_agreement(model, answers)
+    return rows
+
+
+def _cell(
+    label: str,
+    model: str,
+    connections: int,
+    way: Way,
+    ports: tuple[int, int],
+    server: psutil.Process,
+    bare_rows_per_s: float | None,
+    seconds: float,
+    answers: list[np.ndarray] | None = None,  # type: ignore[type-arg]
+) -> Row:
+    """Drive one protocol and read the server's CPU time and batches around the measured seconds."""
+    input_name, shape = _SHAPES[model]
+    rows = np.random.default_rng(7).random((1, *shape), np.float32)
+    port = ports[way.protocol == "grpc"]
+    request = base64.b64encode(way.build(model, input_name, rows)).decode()
+    plan = Plan(way.protocol, port, connections, _WARM_UP_S, seconds, request, GRPC_METHOD)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "load_tests.driver"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdin is not None
+    driver.stdin.write(json.dumps(asdict(plan)))
+    driver.stdin.close()
+    time.sleep(_WARM_UP_S + 0.5)
+    before, start = _cpu_s(server), time.monotonic()
+    batches = _batches(ports[0], model) if bare_rows_per_s else None
+    time.sleep(max(seconds - 1.0, 0.5))
+    batch_rows = _mean_rows(batches, _batches(ports[0], model)) if batches else None
+    cpu_share = (_cpu_s(server) - before) / (time.monotonic() - start)
+    assert driver.stdout is not None
+    result = Result(**json.loads(driver.stdout.read()))
+    driver.wait(timeout=30)
+    if answers is not None:
+        answers.append(way.read(base64.b64decode(result.first_body)))
+    return Row(
+        label,
+        connections,
+        way.name,
+        result.requests_per_s,
+        result.p50_ms,
+        result.p99_ms,
+        cpu_share / max(result.requests_per_s, 1e-9) * 1e6,
+        batch_rows,
+        result.requests_per_s / bare_rows_per_s if bare_rows_per_s else None,
+        result.errors,
+    )
+
+
+def _check_agreement(model: str, answers: list[np.ndarray]) -> None:  # type: ignore[type-arg]
+    for answer in answers[1:]:
+        if not np.allclose(answers[0], answer, 1e-3, 1e-3):
+            raise SystemExit(f"{model}: the protocols disagree: {answers}")
+
+
+def _bare_plan(work: Path, model: str) -> dict[str, object]:
+    output = _python("-m", "load_tests.bare_plan", str(work / "models" / model), str(work / "cache"))
+    return dict(json.loads(output.strip().splitlines()[-1]))
+
+
+def _python(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    return done.stdout
+
+
+@contextlib.contextmanager
+def _process(*arguments: str) -> Iterator[psutil.Process]:
+    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL)
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_for(url: str, timeout_s: float = 180.0) -> None:
+    stop = time.monotonic() + timeout_s
+    while time.monotonic() < stop:
+        with contextlib.suppress(OSError, urllib.error.HTTPError), urllib.request.urlopen(url, timeout=2):
+            return
+        time.sleep(0.2)
+    raise SystemExit(f"{url} did not answer within {timeout_s:.0f} s")
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _batches(port: int, model: str) -> tuple[float, float]:
+    """Rows and batches so far, from the server's metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        families = text_string_to_metric_families(page.read().decode())
+    found = {
+        sample.name: sample.value
+        for family in families
+        if family.name == "kiln_batch_rows"
+        for sample in family.samples
+        if sample.labels.get("model") == model
+    }
+    return found.get("kiln_batch_rows_sum", 0.0), found.get("kiln_batch_rows_count", 0.0)
+
+
+def _mean_rows(before: tuple[float, float], after: tuple[float, float]) -> float:
+    return (after[0] - before[0]) / max(after[1] - before[1], 1.0)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _median(cells: tuple[Row, ...]) -> Row:
+    by_speed = sorted(cells, key=lambda row: row.requests_per_s)
+    return by_speed[len(by_speed) // 2]
+
+
+def _table(rows: list[Row], bare: dict[str, dict[str, object]]) -> str:
+    lines = [
+        "| model | connections | path | requests/s | p50 ms | p99 ms | server CPU µs/request | batch rows | efficiency |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for r in rows:
+        batch = "–" if r.batch_rows is None else f"{r.batch_rows:.1f}"
+        efficiency = "–" if r.efficiency is None else f"{r.efficiency:.2f}"
+        lines.append(
+            f"| {r.model} | {r.connections} | {r.path} | {r.requests_per_s:,.0f} | {r.p50_ms:.2f} | {r.p99_ms:.2f} "
+            f"| {r.server_cpu_us:.0f} | {batch} | {efficiency} |"
+        )
+    lines.append("")
+    lines += [
+        f"Bare plan of `{model}`: {float(str(b['rows_per_s'])):,.0f} rows/s at {b['best_bucket_rows']} rows ({b['plan']})."
+        for model, b in bare.items()
+    ]
+    return "\n".join([*lines, "", _machine()])
+
+
+def _machine() -> str:
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        cpu = statistics.mode(names) if names else platform.processor()
+    return (
+        f"Machine: {cpu or 'unknown CPU'}, {os.cpu_count()} cores; Python {platform.python_version()}, "
+        f"TensorFlow {version('tensorflow')}, OpenVINO {version('openvino')}, uvicorn {version('uvicorn')}, "
+        f"grpcio {version('grpcio')}."
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
