@@ -34,7 +34,7 @@ from load_tests.payloads import GRPC_METHOD, PATHS
 from load_tests.payloads import Path as Way
 
 _WARM_UP_S = 1.5
-_SHAPES = {"digits": ("image", (8, 8, 1)), "dense": ("x", (784,)), "five_ms": ("x", (64, 64, 3))}
+_SHAPES = {"digits": ("image", (8, 8, 1)), "dense": ("x", (784,)), "five_ms": ("x", (28, 28, 1))}
 _CASES = (("digits", 16), ("dense", 1), ("dense", 16), ("dense", 64), ("five_ms", 16))
 
 

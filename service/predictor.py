@@ -14,9 +14,8 @@ from typing import Protocol
 from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError
 from service.metrics import Metrics
 from service.registry.lifecycle import VersionStatus
-from service.tensors import Signature, Tensors, check_names, check_shape, count_rows
+from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
 
-DEFAULT_SIGNATURE = "serving_default"
 SERVER_NAME = "kiln"
 EXTENSIONS = ("binary_tensor_data", "parameters")
 """What Kiln answers of the Open Inference Protocol's extensions, in REST and gRPC alike."""

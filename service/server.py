@@ -109,6 +109,8 @@ class _Rest:
             lifespan="off",
             http="httptools",
             server_header=False,
+            proxy_headers=False,
+            ws="none",
             timeout_graceful_shutdown=2,
         )
         self._server = _Server(config)

@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 """Named arrays; for a batched signature each is ``(rows, …)`` with the same number of rows."""
 
+DEFAULT_SIGNATURE = "serving_default"
+
 
 class DataType(Enum):
     """Element types, under the names of each wire.
@@ -136,6 +138,12 @@ class Signature:
     def batched(self) -> bool:
         """Whether rows of several callers may be fused: dimension 0 is open in every tensor."""
         return all(spec.is_batched for spec in (*self.inputs, *self.outputs))
+
+    @cached_property
+    def has_open_sizes(self) -> bool:
+        """Whether an input leaves more open than its rows, so that its cost depends on the request."""
+        start = int(self.batched)
+        return any(spec.shape is None or None in spec.shape[start:] for spec in self.inputs)
 
     def describe(self) -> str:
         """One line: ``image FP32 [-1,8,8,1] → output_0 FP32 [-1,10]``."""

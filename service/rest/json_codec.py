@@ -48,14 +48,12 @@ class Document:
             root = _parse_leniently(text, max_depth)
         if not isinstance(root, simdjson.Object | dict):
             raise InvalidArgument(f"JSON Value: {_quote(root)} Is not object")
-        self.fields: Mapping[str, Any] = root
+        self._root = root
+        self.keys = frozenset(root)
 
     def get(self, key: str) -> Any:
         """The value at `key`, None if there is none."""
-        try:
-            return self.fields[key]
-        except KeyError:
-            return None
+        return self._root[key] if key in self.keys else None
 
 
 def _parse_leniently(text: bytes, max_depth: int) -> Any:

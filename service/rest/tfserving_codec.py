@@ -39,7 +39,7 @@ def decode_predict(body: bytes, signatures: Mapping[str, Signature], max_depth: 
 
 
 def _form(document: Document) -> str:
-    given = [form for form in _FORMS if form in document.fields]
+    given = [form for form in _FORMS if form in document.keys]
     if len(given) == 2:
         raise InvalidArgument("one of 'instances' and 'inputs' is expected, got both")
     if not given:

@@ -11,9 +11,9 @@ from typing import Literal
 from service.batching.queue import Lane
 from service.runtime.base import Plan, bucket_for, buckets_up_to
 from service.runtime.openvino import OpenVinoPlan
-from service.runtime.planner import WORTH_A_CHANGE, WORTH_MORE_THREADS, Candidate, Choice, choose
+from service.runtime.planner import Candidate, Choice, choose
 from service.runtime.savedmodel import SavedModel
-from service.tensors import Signature, Tensors
+from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors
 
 PlanName = Literal["auto", "signature", "openvino"]
 
@@ -48,11 +48,12 @@ class LoadedModel:
             KilnError: a signature fails on what it declares.
         """
         for name, signature in self.signatures.items():
+            candidates = [] if self._is_alias(signature) else self._candidates(signature)
             buckets = self._buckets if signature.batched else (1,)
             self._choices[name] = choose(
                 signature,
                 self._baselines[name],
-                self._candidates(signature),
+                candidates,
                 buckets,
                 self._options.plan_budget_s,
             )
@@ -61,6 +62,15 @@ class LoadedModel:
     def bucket_rows(self, lane: Lane, rows: int) -> int:
         """Rows to hand to the plan for `rows` rows of `lane`."""
         return self._plan(lane, rows).bucket_rows(rows)
+
+    def expected_s(self, lane: Lane, rows: int) -> float:
+        """Measured seconds of a batch; infinite for shapes that were not measured."""
+        signature = lane.signature
+        choice = self._choices.get(signature.name)
+        if choice is None or not lane.conforms or not lane.fuses or signature.has_open_sizes:
+            return math.inf
+        cost = choice.costs.get(bucket_for(self._buckets, rows))
+        return cost.seconds if cost else math.inf
 
     def run(self, lane: Lane, inputs: Tensors) -> Tensors:
         """Run a batch of `lane`, already padded to `bucket_rows`."""
@@ -81,17 +91,21 @@ class LoadedModel:
             return self._baselines[name]
         return choice.plans.get(bucket_for(self._buckets, rows), self._baselines[name])
 
+    def _is_alias(self, signature: Signature) -> bool:
+        """Whether it looks the same as the default one: Keras exports its model under two names."""
+        default = self.signatures.get(DEFAULT_SIGNATURE)
+        return default is not None and default is not signature and default.describe() == signature.describe()
+
     def _candidates(self, signature: Signature) -> list[Candidate]:
         if self._options.plan == "signature":
             return []
-        if self.device != "CPU:0" and self._options.plan == "auto":
-            return []  # compiled for the CPU, it is no rival to the device that TensorFlow found
-        gains = {1: math.inf if self._options.plan == "openvino" else WORTH_A_CHANGE, 0: WORTH_MORE_THREADS}
-        return [
-            Candidate(
-                f"openvino-{threads}" if threads else "openvino",
-                partial(OpenVinoPlan, self._path, signature, self._buckets, threads),
-                needs_gain,
-            )
-            for threads, needs_gain in gains.items()
-        ]
+        forced = self._options.plan == "openvino"
+        one_thread, all_threads = (
+            partial(OpenVinoPlan, self._path, signature, self._buckets, threads) for threads in (1, 0)
+        )
+        if forced:
+            return [Candidate("openvino-1", one_thread, forced=True), Candidate("openvino", all_threads)]
+        pooled = Candidate("signature-pool", partial(self._saved_model.plan, signature, pooled=True))
+        if self.device != "CPU:0":
+            return [pooled]  # compiled for the CPU, OpenVINO is no rival to the device that TensorFlow found
+        return [pooled, Candidate("openvino-1", one_thread), Candidate("openvino", all_threads)]

@@ -7,10 +7,7 @@ from typing import Any
 
 from service.errors import Internal
 from service.runtime.base import PlanUnavailable, bucket_for
-from service.tensors import DataType, Signature, Tensors
-
-_SERVED_SIGNATURE = "serving_default"
-"""The signature that OpenVINO's TensorFlow front end reads from a SavedModel."""
+from service.tensors import DEFAULT_SIGNATURE, DataType, Signature, Tensors
 
 
 class OpenVinoPlan:
@@ -61,8 +58,8 @@ class OpenVinoPlan:
 
 
 def _check_supported(signature: Signature) -> None:
-    if signature.name != _SERVED_SIGNATURE:
-        raise PlanUnavailable(f"only the signature {_SERVED_SIGNATURE!r} can be compiled")
+    if signature.name != DEFAULT_SIGNATURE:  # the one that OpenVINO's front end reads from a SavedModel
+        raise PlanUnavailable(f"only the signature {DEFAULT_SIGNATURE!r} can be compiled")
     if not signature.batched:
         raise PlanUnavailable("the signature has no batch dimension")
     if any(spec.dtype is DataType.BYTES for spec in (*signature.inputs, *signature.outputs)):
