@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from load_tests.driver import Plan, Result
 from load_tests.payloads import GRPC_METHOD, PATHS
 from load_tests.payloads import Path as Way
+from service.tensors import Array
 
 _WARM_UP_S = 1.5
 _SHAPES = {"digits": ("image", (8, 8, 1)), "dense": ("x", (784,)), "five_ms": ("x", (28, 28, 1))}
@@ -77,80 +78,92 @@ def main() -> int:
     return int(any(row.errors for row in rows))
 
 
-def _round(
-    work: Path, cases: list[tuple[str, int]], bare: dict[str, dict[str, object]], seconds: float
-) -> list[Row]:
+@dataclass(frozen=True)
+class _Target:
+    """A running server, with its ports for HTTP and gRPC."""
+
+    process: psutil.Process
+    ports: tuple[int, int]
+    has_metrics: bool = True
+
+    def measure(self, label: str, model: str, connections: int, way: Way, seconds: float) -> tuple[Row, Array]:
+        """Drive one protocol; CPU time and batches are read around the measured seconds."""
+        driver = self._start_driver(model, connections, way, seconds)
+        time.sleep(_WARM_UP_S + 0.5)
+        before, start = _cpu_s(self.process), time.monotonic()
+        rows_before, runs_before = self._batches(model)
+        time.sleep(max(seconds - 1.0, 0.5))
+        rows, runs = self._batches(model)
+        cpu_share = (_cpu_s(self.process) - before) / (time.monotonic() - start)
+        output, _ = driver.communicate(timeout=seconds + 60)
+        result = Result(**json.loads(output))
+        row = Row(
+            label,
+            connections,
+            way.name,
+            result.requests_per_s,
+            result.p50_ms,
+            result.p99_ms,
+            cpu_share / max(result.requests_per_s, 1e-9) * 1e6,
+            (rows - rows_before) / (runs - runs_before) if runs > runs_before else None,
+            None,
+            result.errors,
+        )
+        return row, way.read(base64.b64decode(result.first_body))
+
+    def _batches(self, model: str) -> tuple[float, float]:
+        """Rows and runs so far, from the server's metrics."""
+        if not self.has_metrics:
+            return 0.0, 0.0
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[0]}/metrics", timeout=10) as page:
+            families = text_string_to_metric_families(page.read().decode())
+        found = {
+            sample.name: sample.value
+            for family in families
+            if family.name == "kiln_batch_rows"
+            for sample in family.samples
+            if sample.labels.get("model") == model
+        }
+        return found.get("kiln_batch_rows_sum", 0.0), found.get("kiln_batch_rows_count", 0.0)
+
+    def _start_driver(self, model: str, connections: int, way: Way, seconds: float) -> subprocess.Popen[str]:
+        input_name, shape = _SHAPES[model]
+        rows = np.random.default_rng(7).random((1, *shape), np.float32)
+        request = base64.b64encode(way.build(model, input_name, rows)).decode()
+        port = self.ports[way.protocol == "grpc"]
+        plan = Plan(way.protocol, port, connections, _WARM_UP_S, seconds, request, GRPC_METHOD)
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "load_tests.driver"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert driver.stdin is not None
+        driver.stdin.write(json.dumps(asdict(plan)) + "\n")
+        driver.stdin.flush()
+        return driver
+
+
+def _round(work: Path, cases: list[tuple[str, int]], bare: dict[str, dict[str, object]], seconds: float) -> list[Row]:
     rows = []
-    rest_port, grpc_port = _free_port(), _free_port()
-    with _process("-m", "load_tests.echo", str(rest_port), str(grpc_port)) as echo:
-        _wait_for(f"http://127.0.0.1:{rest_port}/")
+    ports = _free_port(), _free_port()
+    with _process("-m", "load_tests.echo", *map(str, ports)) as process:
+        _wait_for(f"http://127.0.0.1:{ports[0]}/")
+        echo = _Target(process, ports, has_metrics=False)
         for connections in dict.fromkeys(connections for _, connections in cases):
-            for way in PATHS:
-                rows.append(_cell("echo", "dense", connections, way, (rest_port, grpc_port), echo, None, seconds))
-    rest_port, grpc_port = _free_port(), _free_port()
-    command = ["-m", "service", "serve", str(work / "models"), "--rest-port", str(rest_port)]
-    command += ["--grpc-port", str(grpc_port), "--cache-dir", str(work / "cache"), "--host", "127.0.0.1"]
-    with _process(*command) as server:
-        _wait_for(f"http://127.0.0.1:{rest_port}/v2/health/ready")
+            rows += [echo.measure("echo", "dense", connections, way, seconds)[0] for way in PATHS]
+    ports = _free_port(), _free_port()
+    command = ["-m", "service", "serve", str(work / "models"), "--rest-port", str(ports[0])]
+    command += ["--grpc-port", str(ports[1]), "--cache-dir", str(work / "cache"), "--host", "127.0.0.1"]
+    with _process(*command) as process:
+        _wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready")
+        server = _Target(process, ports)
         for model, connections in cases:
-            bare_rows_per_s = float(str(bare[model]["rows_per_s"]))
-            answers = []
-            for way in PATHS:
-                ports = (rest_port, grpc_port)
-                rows.append(_cell(model, model, connections, way, ports, server, bare_rows_per_s, seconds, answers))
-            _check_agreement(model, answers)
+            measured = [server.measure(model, model, connections, way, seconds) for way in PATHS]
+            _check_agreement(model, [answer for _, answer in measured])
+            best = float(str(bare[model]["rows_per_s"]))
+            rows += [replace(row, efficiency=row.requests_per_s / best) for row, _ in measured]
     return rows
 
 
-def _cell(
-    label: str,
-    model: str,
-    connections: int,
-    way: Way,
-    ports: tuple[int, int],
-    server: psutil.Process,
-    bare_rows_per_s: float | None,
-    seconds: float,
-    answers: list[np.ndarray] | None = None,  # type: ignore[type-arg]
-) -> Row:
-    """Drive one protocol and read the server's CPU time and batches around the measured seconds."""
-    input_name, shape = _SHAPES[model]
-    rows = np.random.default_rng(7).random((1, *shape), np.float32)
-    port = ports[way.protocol == "grpc"]
-    request = base64.b64encode(way.build(model, input_name, rows)).decode()
-    plan = Plan(way.protocol, port, connections, _WARM_UP_S, seconds, request, GRPC_METHOD)
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "load_tests.driver"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert driver.stdin is not None
-    driver.stdin.write(json.dumps(asdict(plan)))
-    driver.stdin.close()
-    time.sleep(_WARM_UP_S + 0.5)
-    before, start = _cpu_s(server), time.monotonic()
-    batches = _batches(ports[0], model) if bare_rows_per_s else None
-    time.sleep(max(seconds - 1.0, 0.5))
-    batch_rows = _mean_rows(batches, _batches(ports[0], model)) if batches else None
-    cpu_share = (_cpu_s(server) - before) / (time.monotonic() - start)
-    assert driver.stdout is not None
-    result = Result(**json.loads(driver.stdout.read()))
-    driver.wait(timeout=30)
-    if answers is not None:
-        answers.append(way.read(base64.b64decode(result.first_body)))
-    return Row(
-        label,
-        connections,
-        way.name,
-        result.requests_per_s,
-        result.p50_ms,
-        result.p99_ms,
-        cpu_share / max(result.requests_per_s, 1e-9) * 1e6,
-        batch_rows,
-        result.requests_per_s / bare_rows_per_s if bare_rows_per_s else None,
-        result.errors,
-    )
-
-
-def _check_agreement(model: str, answers: list[np.ndarray]) -> None:  # type: ignore[type-arg]
+def _check_agreement(model: str, answers: list[Array]) -> None:
     for answer in answers[1:]:
         if not np.allclose(answers[0], answer, 1e-3, 1e-3):
             raise SystemExit(f"{model}: the protocols disagree: {answers}")
@@ -193,24 +206,6 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _batches(port: int, model: str) -> tuple[float, float]:
-    """Rows and batches so far, from the server's metrics."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
-        families = text_string_to_metric_families(page.read().decode())
-    found = {
-        sample.name: sample.value
-        for family in families
-        if family.name == "kiln_batch_rows"
-        for sample in family.samples
-        if sample.labels.get("model") == model
-    }
-    return found.get("kiln_batch_rows_sum", 0.0), found.get("kiln_batch_rows_count", 0.0)
-
-
-def _mean_rows(before: tuple[float, float], after: tuple[float, float]) -> float:
-    return (after[0] - before[0]) / max(after[1] - before[1], 1.0)
-
-
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
@@ -223,7 +218,7 @@ def _median(cells: tuple[Row, ...]) -> Row:
 
 def _table(rows: list[Row], bare: dict[str, dict[str, object]]) -> str:
     lines = [
-        "| model | connections | path | requests/s | p50 ms | p99 ms | server CPU µs/request | batch rows | efficiency |",
+        "| model | connections | path | requests/s | p50 ms | p99 ms | CPU µs/request | batch rows | efficiency |",
         "|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for r in rows:
@@ -235,7 +230,7 @@ def _table(rows: list[Row], bare: dict[str, dict[str, object]]) -> str:
         )
     lines.append("")
     lines += [
-        f"Bare plan of `{model}`: {float(str(b['rows_per_s'])):,.0f} rows/s at {b['best_bucket_rows']} rows ({b['plan']})."
+        f"Bare `{model}`: {float(str(b['rows_per_s'])):,.0f} rows/s at {b['best_bucket_rows']} rows ({b['plan']})."
         for model, b in bare.items()
     ]
     return "\n".join([*lines, "", _machine()])

@@ -169,7 +169,7 @@ async def drive_grpc(plan: Plan, request: bytes) -> Result:
 
 def main() -> None:
     """Read the plan, drive, write the result."""
-    plan = Plan(**json.load(sys.stdin))
+    plan = Plan(**json.loads(sys.stdin.readline()))
     request = base64.b64decode(plan.request)
     if plan.protocol == "http":
         result = drive_http(plan, request)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from enum import Enum
 
+INTERNAL_ERROR = "an internal error occurred; the server's log has it"
+"""What a caller is told of an exception that nobody foresaw."""
+
 
 class Code(Enum):
     """What went wrong, in the vocabulary that both front ends translate from."""

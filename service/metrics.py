@@ -23,7 +23,7 @@ from service import __version__
 from service.errors import Code
 from service.registry.lifecycle import State, VersionStatus
 
-disable_created_metrics()  # a second series per counter that nobody asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -65,9 +65,7 @@ class Metrics:
         self._in_flight = Gauge(
             "kiln_requests_in_flight", "Predict requests being answered now.", registry=self.registry
         )
-        self._load = Gauge(
-            "kiln_model_load_seconds", "Time from LOADING to READY.", _VERSION, registry=self.registry
-        )
+        self._load = Gauge("kiln_model_load_seconds", "Time from LOADING to READY.", _VERSION, registry=self.registry)
         self._plan = Gauge(
             "kiln_plan_info",
             "The execution plan in use for each batch bucket.",
@@ -151,8 +149,8 @@ class Metrics:
         for bucket_rows, plan in plans.items():
             self._plan.labels(model, str(version), signature, str(bucket_rows), plan).set(1)
 
-    def ready(self, value: bool) -> None:  # noqa: FBT001
-        self._ready.set(1 if value else 0)
+    def ready(self, *, is_ready: bool) -> None:
+        self._ready.set(float(is_ready))
 
 
 class ObservedRequest:
@@ -190,11 +188,14 @@ class VersionMetrics:
         failed: Counter,
         dropped: dict[str, Counter],
     ) -> None:
-        self.waited = queue.observe
+        self._queue = queue
         self._execution = execution
         self._rows = rows
         self._failed = failed
         self._dropped = dropped
+
+    def waited(self, seconds: float) -> None:
+        self._queue.observe(seconds)
 
     def executed(self, rows: int, seconds: float) -> None:
         self._rows.observe(rows)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError
-from service.metrics import Metrics
+from service.metrics import Metrics, ObservedRequest
 from service.registry.lifecycle import VersionStatus
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
 
@@ -28,19 +28,6 @@ class ModelRef:
     name: str
     version: int | None = None
     label: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a front end knows about a call before it is decoded.
-
-    `deadline` is absolute, in seconds of `time.monotonic`; None waits without limit. `protocol`
-    and `method` are labels for the metrics.
-    """
-
-    ref: ModelRef
-    protocol: str
-    deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +77,7 @@ class Handle(Protocol):
     signatures: Mapping[str, Signature]
 
     def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
-        """Queue validated inputs. Raises `Overloaded`, `DeadlineExceeded`, `Internal`, …"""
+        """Queue validated inputs; raises what `Batcher.submit` and the answer do."""
 
     def release(self) -> None:
         """Give the version back."""
@@ -122,39 +109,61 @@ class Predictor:
         self.engine = engine
         self._metrics = metrics
 
-    async def predict(self, call: Call, decode: Decoder) -> Prediction:
-        """Decode, validate and run one request.
+    def request(self, ref: ModelRef, protocol: str) -> Request:
+        """Begin one predict request: a context that ends when its answer is written.
+
+        `protocol` is a label for the metrics. A model that cannot be asked is refused on entry,
+        so that a large body need not be read first; nothing is held until `Request.predict`.
+
+        Raises:
+            NotFound, Unavailable, InvalidArgument: on entry, as `Engine.acquire`.
+        """
+        return Request(self.engine, ref, self._metrics.request(ref.name, protocol))
+
+
+class Request:
+    """One predict request, counted once whichever way it ends."""
+
+    __slots__ = ("_engine", "_observed", "_ref")
+
+    def __init__(self, engine: Engine, ref: ModelRef, observed: ObservedRequest) -> None:
+        self._engine = engine
+        self._ref = ref
+        self._observed = observed
+
+    def __enter__(self) -> Request:
+        try:
+            self._engine.check(self._ref)
+        except KilnError as error:
+            self._observed.refused(error.code)
+            raise
+        return self
+
+    async def predict(self, deadline: float | None, decode: Decoder) -> Prediction:
+        """Decode, validate and run; `deadline` is in seconds of `time.monotonic`, None for no limit.
 
         Raises:
             KilnError: whatever went wrong; the front end translates its code.
         """
-        observed = self._metrics.request(call.ref.name, call.protocol)
+        handle = self._engine.acquire(self._ref)
         try:
-            handle = self.engine.acquire(call.ref)
-        except KilnError as error:
-            observed.refused(error.code)
-            raise
-        observed.version = handle.version
-        try:
-            prediction = await self._run(handle, call, decode)
-        except KilnError as error:
-            observed.done(error.code)
-            raise
-        except BaseException as error:
-            observed.done(Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED)
-            raise
+            self._observed.version = handle.version
+            decoded = decode(handle.signatures)
+            validate(decoded)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise DeadlineExceeded("the deadline passed before the request was queued")
+            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline)
+            return Prediction(handle.model, handle.version, decoded.signature, outputs)
         finally:
             handle.release()
-        observed.done(None)
-        return prediction
 
-    async def _run(self, handle: Handle, call: Call, decode: Decoder) -> Prediction:
-        decoded = decode(handle.signatures)
-        validate(decoded)
-        if call.deadline is not None and time.monotonic() >= call.deadline:
-            raise DeadlineExceeded("the deadline passed before the request was queued")
-        outputs = await handle.submit(decoded.signature, decoded.inputs, call.deadline)
-        return Prediction(handle.model, handle.version, decoded.signature, outputs)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._observed.done(None)
+        elif isinstance(error, KilnError):
+            self._observed.done(error.code)
+        else:
+            self._observed.done(Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED)
 
 
 def validate(decoded: Decoded) -> None:
@@ -169,8 +178,7 @@ def validate(decoded: Decoded) -> None:
     for spec in decoded.signature.inputs:
         if decoded.inputs[spec.name].dtype != spec.dtype.numpy:
             raise InvalidArgument(
-                f"input {spec.name!r}: expected datatype {spec.dtype.value}, "
-                f"got {decoded.inputs[spec.name].dtype}"
+                f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {decoded.inputs[spec.name].dtype}"
             )
     count_rows(decoded.signature, decoded.inputs)
 

@@ -40,7 +40,10 @@ def run(settings: Settings) -> None:
         OSError: a port cannot be bound.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings))
+        is_idle = runner.run(_serve(settings))
+    if not is_idle:  # a thread is still in TensorFlow, which does not bear being torn down meanwhile
+        logging.shutdown()
+        os._exit(0)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
@@ -51,7 +54,8 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     return uvloop.Loop
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings) -> bool:
+    """Whether all threads came to rest."""
     stopping = asyncio.Event()
     _listen_to_signals(stopping)
     metrics = Metrics()
@@ -78,22 +82,27 @@ async def _serve(settings: Settings) -> None:
         health.loaded = True
         await _announce(registry, rpc, metrics, ready=health.is_ready())
     await stopped
-    await _stop(settings.drain_s, health, registry, rpc, rest, metrics)
+    is_drained = await _stop(settings.drain_s, health, registry, rpc, rest, metrics)
+    return is_drained and loading.done()
 
 
 async def _stop(
     drain_s: float, health: Health, registry: Registry, rpc: RpcServer, rest: _Rest, metrics: Metrics
-) -> None:
-    """Readiness off, refuse new, finish what was accepted, then close the doors."""
+) -> bool:
+    """Readiness off, refuse new, finish what was accepted, then close the doors.
+
+    Returns whether all of it was finished.
+    """
     _log.info("stopping: finishing accepted requests for up to %.0f s", drain_s)
     health.draining = True
-    metrics.ready(False)
-    await rpc.set_serving(False)
+    metrics.ready(is_ready=False)
+    await rpc.set_serving(serving=False)
     rest.refuse_new()
-    await registry.stop(drain_s)
+    is_drained = await registry.stop(drain_s)
     await asyncio.sleep(_LINGER_S)
     await asyncio.gather(rpc.stop(1.0), rest.stop())
     _log.info("stopped")
+    return is_drained
 
 
 class _Rest:
@@ -166,8 +175,8 @@ def _registry_options(settings: Settings) -> RegistryOptions:
 
 
 async def _announce(registry: Registry, rpc: RpcServer, metrics: Metrics, *, ready: bool) -> None:
-    await rpc.set_serving(ready)
-    metrics.ready(ready)
+    await rpc.set_serving(serving=ready)
+    metrics.ready(is_ready=ready)
     if ready:
         _log.info("ready")
     else:

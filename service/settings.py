@@ -63,7 +63,10 @@ class Settings(BaseSettings):
         4096, ge=1, description="most rows waiting per model version", json_schema_extra=_unit("rows")
     )
     max_queue_bytes: int = Field(
-        512 * 2**20, ge=1024, description="most memory of rows waiting per model version", json_schema_extra=_unit("bytes")
+        512 * 2**20,
+        ge=1024,
+        description="most memory of rows waiting per model version",
+        json_schema_extra=_unit("bytes"),
     )
     batch_wait_ms: float = Field(
         0.0,

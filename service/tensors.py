@@ -16,13 +16,16 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import InvalidArgument, TooLarge
+from service.errors import InvalidArgument
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 """Named arrays; for a batched signature each is ``(rows, …)`` with the same number of rows."""
 
 DEFAULT_SIGNATURE = "serving_default"
+MAX_DIMENSIONS = 64
+"""NumPy's limit."""
+_MAX_ELEMENTS = 2**40
 
 
 class DataType(Enum):
@@ -149,8 +152,7 @@ class Signature:
         """One line: ``image FP32 [-1,8,8,1] → output_0 FP32 [-1,10]``."""
         sides = (self.inputs, self.outputs)
         return " → ".join(
-            ", ".join(f"{s.name} {s.dtype.value} {_bracket(s.wire_shape())}" for s in side)
-            for side in sides
+            ", ".join(f"{s.name} {s.dtype.value} {_bracket(s.wire_shape())}" for s in side) for side in sides
         )
 
 
@@ -209,9 +211,7 @@ def count_rows(signature: Signature, inputs: Tensors) -> int:
         if rows == -1:
             rows, first = array.shape[0], name
         elif array.shape[0] != rows:
-            raise InvalidArgument(
-                f"inputs differ in rows: {first!r} has {rows}, {name!r} has {array.shape[0]}"
-            )
+            raise InvalidArgument(f"inputs differ in rows: {first!r} has {rows}, {name!r} has {array.shape[0]}")
     if rows == 0:
         raise InvalidArgument(f"input {first!r}: at least one row is expected, got an empty batch")
     return rows
@@ -269,16 +269,14 @@ def split(tensors: Tensors, rows: Sequence[int]) -> list[Tensors]:
     return parts
 
 
-def check_element_count(shape: Sequence[int], limit: int, name: str) -> int:
-    """Elements in `shape`; raises before anything of that size is allocated."""
-    count = 1
-    for size in shape:
-        if size < 0:
-            raise InvalidArgument(f"input {name!r}: a shape has no negative sizes, got {_bracket(shape)}")
-        count *= size
-    if count > limit:
-        raise TooLarge(f"input {name!r}: shape {_bracket(shape)} has {count} elements, over the limit of {limit}")
-    return count
+def check_sizes(shape: Sequence[int], name: str) -> None:
+    """Raise `InvalidArgument` unless `shape` can be that of an array at all."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise InvalidArgument(f"input {name!r}: a shape has at most {MAX_DIMENSIONS} dimensions, got {len(shape)}")
+    if any(size < 0 for size in shape):
+        raise InvalidArgument(f"input {name!r}: a shape has no negative sizes, got {_bracket(shape)}")
+    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
+        raise InvalidArgument(f"input {name!r}: at most {_MAX_ELEMENTS} elements expected, got shape {_bracket(shape)}")
 
 
 def _bracket(shape: Sequence[int]) -> str:
@@ -287,20 +285,27 @@ def _bracket(shape: Sequence[int]) -> str:
 
 def _likely_fix(spec: TensorSpec, shape: tuple[int, ...]) -> str:
     """A hint where one change would make `shape` fit, else ``""``."""
-    if spec.is_batched and spec.admits((1, *shape)):
-        return ": add a batch dimension?"
-    if spec.admits((*shape, 1)):
-        return ": add a channel axis?"
-    if len(shape) > 1 and shape[-1] == 1 and spec.admits(shape[:-1]):
-        return ": drop the last axis?"
-    if spec.is_batched and len(shape) > 1 and shape[0] == 1 and spec.admits(shape[1:]):
-        return ": drop the first axis?"
-    if len(shape) == 4 and spec.admits((shape[0], shape[2], shape[3], shape[1])):
-        return ": channels last is expected, transpose?"
-    if spec.shape is not None and len(shape) == 2 and len(spec.shape) > 2:
-        if None not in spec.shape[1:] and np.prod([d or 0 for d in spec.shape[1:]]) == shape[1]:
-            return ": reshape each row?"
-    return ""
+    first_is_one, last_is_one = shape[:1] == (1,), shape[-1:] == (1,)
+    fixes = (
+        (spec.is_batched and spec.admits((1, *shape)), "add a batch dimension?"),
+        (spec.admits((*shape, 1)), "add a channel axis?"),
+        (last_is_one and len(shape) > 1 and spec.admits(shape[:-1]), "drop the last axis?"),
+        (first_is_one and len(shape) > 1 and spec.is_batched and spec.admits(shape[1:]), "drop the first axis?"),
+        (
+            len(shape) == 4 and spec.admits((shape[0], *shape[2:], shape[1])),
+            "channels last is expected, transpose?",
+        ),
+        (_is_flat(spec, shape), "reshape each row?"),
+    )
+    return next((f": {fix}" for fits, fix in fixes if fits), "")
+
+
+def _is_flat(spec: TensorSpec, shape: tuple[int, ...]) -> bool:
+    """Whether `shape` is rows of the right number of elements, without their inner dimensions."""
+    if spec.shape is None or len(spec.shape) < 3 or len(shape) != 2:
+        return False
+    sizes = [size for size in spec.shape[1:] if size is not None]
+    return len(sizes) == len(spec.shape) - 1 and math.prod(sizes) == shape[1]
 
 
 def unpack_raw(data: bytes | memoryview, dtype: DataType, shape: tuple[int, ...], name: str) -> Array:
@@ -318,7 +323,8 @@ def unpack_raw(data: bytes | memoryview, dtype: DataType, shape: tuple[int, ...]
             f"input {name!r}: {expected} bytes expected for {dtype.value} {_bracket(shape)}, got {len(data)}"
         )
     if dtype is DataType.BOOL:
-        return (np.frombuffer(data, np.uint8) != 0).reshape(shape)  # any other bit pattern is undefined in a bool
+        bits: Array = np.frombuffer(data, np.uint8) != 0  # any other bit pattern is undefined in a bool
+        return bits.reshape(shape)
     return np.frombuffer(data, dtype.numpy).reshape(shape)
 
 

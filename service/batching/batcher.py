@@ -57,8 +57,7 @@ class Model(Protocol):
 class Observer(Protocol):
     """Where the batcher reports; see `service.metrics.VersionMetrics`."""
 
-    waited: Callable[[float], None]
-
+    def waited(self, seconds: float) -> None: ...
     def executed(self, rows: int, seconds: float) -> None: ...
     def failed(self) -> None: ...
     def dropped(self, reason: str, count: int) -> None: ...
@@ -135,12 +134,17 @@ class Batcher:
             return reply
         return _join([entry.reply for entry in entries])  # type: ignore[misc]
 
-    async def stop(self, drain_s: float) -> None:
-        """Refuse new requests, finish the taken ones within `drain_s`, fail what is left."""
+    async def stop(self, drain_s: float) -> bool:
+        """Refuse new requests, finish the taken ones within `drain_s`, fail what is left.
+
+        Returns whether nothing was left.
+        """
         self._closed = True
+        is_drained = True
         try:
             await asyncio.wait_for(self._idle.wait(), drain_s)
         except TimeoutError:
+            is_drained = False
             left = self.queue.clear() + [e for batch in (*self._retries, *self._running) for e in batch]
             self._retries.clear()
             _log.warning("%d requests were not finished within %.1f s", len(left), drain_s)
@@ -149,6 +153,7 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
         self._runner.close()
+        return is_drained
 
     def _cut(self, lane: Lane, inputs: Tensors, rows: int) -> list[tuple[Tensors, int]]:
         limits = self.queue.limits
@@ -183,6 +188,9 @@ class Batcher:
             self._dispose(taken)
             if taken.entries:
                 self._start(taken.entries)
+                if not self._running:  # it ran inline: let its callers, and new ones, come first
+                    self._plan_pump()
+                    return
             elif not self._retries:
                 self._rest()
                 return
@@ -312,8 +320,8 @@ class Batcher:
 def _lane(signature: Signature, inputs: Tensors) -> Lane:
     conforms = all(spec.admits(inputs[spec.name].shape) for spec in signature.inputs)
     if not signature.batched:
-        return Lane(signature, tuple(inputs[spec.name].shape for spec in signature.inputs), conforms, False)
-    return Lane(signature, trailing_shapes(signature, inputs), conforms, True)
+        return Lane(signature, tuple(inputs[spec.name].shape for spec in signature.inputs), conforms, fuses=False)
+    return Lane(signature, trailing_shapes(signature, inputs), conforms, fuses=True)
 
 
 def _parts(entries: list[Entry], given: int, outputs: Tensors) -> list[Tensors]:

@@ -1,4 +1,4 @@
-"""The thread that runs a version's batches, one after another."""
+"""Threads that run blocking jobs, one after another: a version's batches, or the loading of models."""
 
 from __future__ import annotations
 
@@ -21,11 +21,27 @@ class Runner(Protocol):
         """Stop after the jobs that were started."""
 
 
+async def result_of(runner: Runner, job: Callable[[], T]) -> T:
+    """Run `job` and wait for it; raises what it raises."""
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def done(result: T | Exception) -> None:
+        if future.done():
+            return  # nobody waits any more
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    runner.start(job, done)
+    return await future
+
+
 class ThreadRunner:
     """A `Runner` with one thread.
 
     A bare thread and a `SimpleQueue` rather than an executor: a batch costs one wake-up each way
-    and no pair of linked futures.
+    and no pair of linked futures, and a job that hangs does not keep the process from ending.
     """
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:

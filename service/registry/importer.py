@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -127,22 +128,31 @@ def _child_environment(home: Path) -> dict[str, str]:
 
 
 def _run_child(command: list[str], timeout_s: float, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run in a process group of its own, which is killed whole when time is up."""
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as child:
-        try:
-            stdout, stderr = child.communicate(timeout=timeout_s)
-        except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
-            raise
+    """Run in a process group of its own, which is killed whole when time is up.
+
+    Its stdin is a pipe that stays open as long as this process lives: see `_end_with_parent`.
+    """
+    read_end, write_end = os.pipe()
+    try:
+        child = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=read_end,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        os.close(read_end)
+        with child:
+            try:
+                stdout, stderr = child.communicate(timeout=timeout_s)
+            except BaseException:
+                os.killpg(child.pid, signal.SIGKILL)
+                raise
+    finally:
+        os.close(write_end)
     return subprocess.CompletedProcess(command, child.returncode, stdout, stderr)
 
 
@@ -157,6 +167,16 @@ def _limit_resources() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = _MAX_FILE_BYTES if hard == resource.RLIM_INFINITY else min(_MAX_FILE_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended and so closed the pipe at our stdin."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _load(path: Path) -> Any:
@@ -189,11 +209,12 @@ def main(argv: list[str]) -> int:
     """The child: ``SOURCE TARGET``; refusals go to stdout."""
     source, target = Path(argv[0]), Path(argv[1])
     _limit_resources()
+    _end_with_parent()
     try:
         scan_file(source)
         _export(_load(source), target)
     except ModelLoadError as error:
-        print(error)
+        sys.stdout.write(str(error))
         return _REFUSED
     return 0
 

@@ -19,11 +19,15 @@ class Latest:
 
 @dataclass(frozen=True)
 class Load:
+    """Bring this version in."""
+
     version: int
 
 
 @dataclass(frozen=True)
 class Unload:
+    """Let this version go."""
+
     version: int
 
 

@@ -1,6 +1,6 @@
 """The registry: loads what is wanted, keeps what is ready, drains what goes.
 
-State changes happen on the event loop; loading, which blocks for seconds, in worker threads.
+State changes happen on the event loop; loading, which blocks for seconds, in a thread.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Protocol
 from service.batching.batcher import Batcher
 from service.batching.batcher import Model as BatchModel
 from service.batching.queue import Limits
-from service.batching.runner import ThreadRunner
-from service.errors import InvalidArgument, KilnError, ModelLoadError, NotFound, Unavailable
+from service.batching.runner import Runner, ThreadRunner, result_of
+from service.errors import InvalidArgument, KilnError, NotFound, Unavailable
 from service.metrics import Metrics
 from service.predictor import Handle, ModelInfo, ModelRef
 from service.registry.lifecycle import Lifecycle, State, VersionStatus
@@ -110,9 +110,11 @@ class Registry:
     async def load_all(self) -> None:
         """Load every wanted version, one after another; none that fails stops the rest."""
         versions = [version for by_number in self._models.values() for version in by_number.values()]
+        loader = ThreadRunner("kiln-loader", asyncio.get_running_loop())
         for position, version in enumerate(versions, start=1):
             _log.info("loading %s (%d of %d)", _label_of(version), position, len(versions))
-            await self._load(version)
+            await self._load(version, loader)
+        loader.close()
 
     def acquire(self, ref: ModelRef) -> Handle:
         """Hold the version that `ref` means; see `Engine.acquire`."""
@@ -150,11 +152,11 @@ class Registry:
     def model_names(self) -> list[str]:
         return sorted(self._models.keys() | self._problems.keys())
 
-    async def stop(self, drain_s: float) -> None:
-        """Finish what was accepted within `drain_s`, then unload everything."""
+    async def stop(self, drain_s: float) -> bool:
+        """Finish what was accepted within `drain_s`, then unload everything; whether it was enough."""
         self.draining = True
         versions = [version for by_number in self._models.values() for version in by_number.values()]
-        await asyncio.gather(*(self._unload(version, drain_s) for version in versions))
+        return all(await asyncio.gather(*(self._unload(version, drain_s) for version in versions)))
 
     def _ready_version(self, ref: ModelRef) -> Version:
         """The version meant by `ref`: the highest READY one where none is named."""
@@ -183,19 +185,21 @@ class Registry:
         return version
 
     def _loaded_names(self) -> str:
-        ready = sorted(n for n, vs in self._models.items() if any(v.lifecycle.state is State.READY for v in vs.values()))
+        ready = sorted(
+            n for n, vs in self._models.items() if any(v.lifecycle.state is State.READY for v in vs.values())
+        )
         return f"loaded are {', '.join(ready)}" if ready else "no model is loaded"
 
-    async def _load(self, version: Version) -> None:
+    async def _load(self, version: Version, loader: Runner) -> None:
         start = time.monotonic()
         version.lifecycle.advance(State.LOADING)
         try:
-            path = await asyncio.to_thread(self._options.materialize, version.source)
-            version.model = model = await asyncio.to_thread(self._options.load, path)
+            path = await result_of(loader, lambda: self._options.materialize(version.source))
+            version.model = model = await result_of(loader, lambda: self._options.load(path))
             version.lifecycle.advance(State.WARMING)
             _log.info("warming up %s", _label_of(version))
             warm_up_start = time.monotonic()
-            choices = await asyncio.to_thread(model.warm_up)
+            choices = await result_of(loader, model.warm_up)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this version's failure only
             self._fail(version, error)
             return
@@ -241,9 +245,10 @@ class Registry:
         version.lifecycle.advance(State.FAILED, reason)
         _log.error("%s failed: %s", _label_of(version), reason)
 
-    async def _unload(self, version: Version, drain_s: float) -> None:
+    async def _unload(self, version: Version, drain_s: float) -> bool:
+        """Drain a READY version and let it go; False if some of its requests had to be given up."""
         if version.lifecycle.state is not State.READY:
-            return
+            return True
         assert version.batcher is not None
         assert version.model is not None
         idle = asyncio.Event()
@@ -253,9 +258,10 @@ class Registry:
             await asyncio.wait_for(idle.wait(), drain_s)
         except TimeoutError:
             _log.warning("%s: %d requests not finished in time", _label_of(version), version.lifecycle.handles)
-        await version.batcher.stop(max(stop - time.monotonic(), 0.0))
+        is_drained = await version.batcher.stop(max(stop - time.monotonic(), 0.0))
         self._metrics.forget_version(version.source.model, version.source.version)
         version.lifecycle.advance(State.UNLOADED)
+        return is_drained
 
 
 def _by_model(sources: Iterable[Source]) -> dict[str, dict[int, Source]]:
@@ -285,6 +291,3 @@ def _unknown_label(label: str) -> InvalidArgument:
 def _plans_line(choices: Mapping[str, Choice]) -> str:
     names = sorted({name for choice in choices.values() for name in choice.names.values()})
     return ", ".join(names) or "none"
-
-
-__all__ = ["ModelLoadError", "Registry", "RegistryOptions", "Version"]

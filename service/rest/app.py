@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from service import __version__
-from service.errors import KilnError
+from service.errors import INTERNAL_ERROR, KilnError
 from service.metrics import CONTENT_TYPE, Metrics
 from service.predictor import Predictor
 from service.rest.codes import HTTP_STATUS
@@ -42,7 +42,7 @@ class KilnApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path: str = scope["path"]
-            if path.startswith("/v2/models/") and path.endswith("/infer") and scope["method"] == "POST":
+            if path.startswith("/v2/models/") and path.endswith("/infer"):
                 await self.infer(scope, receive, send)
                 return
             if path[:4].lower() in ("/v1/", "/v1"):
@@ -75,6 +75,7 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
     _add_metrics(app, metrics)
     app.add_exception_handler(KilnError, _kiln_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected_error)
     app.openapi = lambda: _openapi(app, FastAPI.openapi)  # type: ignore[method-assign]
     return app
 
@@ -95,6 +96,10 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     text = f"{error.detail}: {request.method} {request.url.path}"
     return JSONResponse({"error": text}, error.status_code, headers=error.headers)
+
+
+async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+    return JSONResponse({"error": INTERNAL_ERROR}, 500)  # logged by the middleware that calls this
 
 
 def _openapi(app: FastAPI, generate: Callable[[FastAPI], dict[str, Any]]) -> dict[str, Any]:

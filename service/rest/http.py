@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from service.errors import Cancelled, Internal, InvalidArgument, KilnError, Overloaded, TooLarge
+from service.errors import INTERNAL_ERROR, Cancelled, Internal, InvalidArgument, KilnError, Overloaded, TooLarge
 from service.rest.codes import HTTP_STATUS
 
 Scope = MutableMapping[str, Any]
@@ -109,6 +109,7 @@ async def answer(send: Send, status: int, body: bytes, headers: Headers) -> None
 
 
 async def answer_json(send: Send, status: int, value: object) -> None:
+    """Send `value` as JSON."""
     await answer(send, status, orjson.dumps(value), [JSON])
 
 
@@ -119,7 +120,8 @@ async def answer_error(send: Send, error: KilnError) -> None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
     if isinstance(error, TooLarge):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
-    await answer(send, HTTP_STATUS[error.code], orjson.dumps({"error": str(error)}), headers)
+    text = str(error).encode(errors="replace").decode()  # a caller's text may have lone surrogates
+    await answer(send, HTTP_STATUS[error.code], orjson.dumps({"error": text}), headers)
 
 
 def guarded(handle: Asgi) -> Asgi:
@@ -128,16 +130,16 @@ def guarded(handle: Asgi) -> Asgi:
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         watch = _Watch(receive)
         try:
-            await handle(scope, receive, send)
+            await handle(scope, watch.receive, send)
         except KilnError as error:
             if not isinstance(error, Cancelled):
                 await answer_error(send, error)
         except asyncio.CancelledError:
             if not watch.left:
                 raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, it must not cost the connection
             _log.exception("%s %s failed", scope["method"], scope["path"])
-            await answer_error(send, Internal("an internal error occurred; the server's log has it"))
+            await answer_error(send, Internal(INTERNAL_ERROR))
         finally:
             watch.stop()
 
@@ -147,8 +149,8 @@ def guarded(handle: Asgi) -> Asgi:
 class _Watch:
     """Cancels the current task once its caller has disconnected.
 
-    Begins after `_WATCH_AFTER_S`, by when the body has been read and `receive` yields nothing but
-    the disconnect; should the body still be coming, it tries again later.
+    Begins `_WATCH_AFTER_S` after the last of the body was read through `receive`: before that the
+    messages are the body's reader's, after it there is none but the disconnect.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -156,10 +158,18 @@ class _Watch:
         self._receive = receive
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._begin)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        """The next message for the reader of the body."""
+        message = await self._receive()
+        if not message.get("more_body") and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._begin)
+        return message
 
     def stop(self) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
 

@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -20,12 +21,16 @@ import orjson
 import simdjson
 
 from service.errors import InvalidArgument
-from service.tensors import Array, DataType, TensorSpec, integers_fit
+from service.tensors import MAX_DIMENSIONS, Array, DataType, TensorSpec, integers_fit
 
 _NUMBER_BYTES = b"0123456789.+-eE \t\r\n"
 _PROXY_COST_BYTES = 80
 """Visiting one nested array costs about as much as stripping this many bytes of text."""
 _LONGEST_QUOTE = 60
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = bytes.maketrans(b"[{]}", bytes((1, 1, 255, 255)))
+"""What each bracket adds to the depth, as int8."""
 _BUFFER_TYPES = {"f": "d", "V": "d", "i": "i", "u": "u"}
 """simdjson's element type by NumPy's kind (bfloat16 has the kind V)."""
 _BUFFER_DTYPES = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
@@ -44,11 +49,12 @@ class Document:
         root: Any
         try:
             root = simdjson.Parser().parse(text)
-        except (ValueError, UnicodeDecodeError):
+        except (ValueError, RuntimeError):  # RuntimeError: too deep, or an integer of over 64 bits
             root = _parse_leniently(text, max_depth)
         if not isinstance(root, simdjson.Object | dict):
-            raise InvalidArgument(f"JSON Value: {_quote(root)} Is not object")
+            raise InvalidArgument(f"JSON Value: {quote(root)} Is not object")
         self._root = root
+        self.max_depth = max_depth
         self.keys = frozenset(root)
 
     def get(self, key: str) -> Any:
@@ -71,60 +77,56 @@ def _parse_leniently(text: bytes, max_depth: int) -> Any:
 
 def _check_depth(text: bytes, max_depth: int) -> None:
     """Bound the nesting by the bytes alone, before a recursive parser sees them."""
-    depth = 0
-    in_string = False
-    skip = False
-    for byte in text.translate(None, _NUMBER_BYTES + b",:"):
-        if skip:
-            skip = False
-        elif byte == 0x5C:  # backslash
-            skip = in_string
-        elif byte == 0x22:  # quote
-            in_string = not in_string
-        elif not in_string and byte in b"[{":
-            depth += 1
-            if depth > max_depth:
-                raise InvalidArgument(f"JSON Parse error: nested deeper than {max_depth} levels")
-        elif not in_string and byte in b"]}":
-            depth -= 1
+    steps = np.frombuffer(_STRING.sub(b"", text).translate(_STEPS, _NOT_BRACKETS), np.int8)
+    if steps.cumsum(dtype=np.int64).max(initial=0) > max_depth:
+        raise _too_deep(max_depth)
 
 
-def plain(value: Any, max_depth: int = 100) -> Any:
+def _too_deep(max_depth: int) -> InvalidArgument:
+    return InvalidArgument(f"JSON Parse error: nested deeper than {max_depth} levels")
+
+
+def plain(value: Any, max_depth: int = MAX_DIMENSIONS) -> Any:
     """A value as Python lists and dicts; `InvalidArgument` if nested deeper than `max_depth`."""
-    if not isinstance(value, simdjson.Array | simdjson.Object):
-        return value
-    if max_depth <= 0:
-        raise InvalidArgument("JSON Parse error: nested too deep")
-    if isinstance(value, simdjson.Array):
-        return [plain(item, max_depth - 1) for item in value]
-    return {key: plain(item, max_depth - 1) for key, item in value.items()}
+
+    def convert(value: Any, left: int) -> Any:
+        if not isinstance(value, simdjson.Array | simdjson.Object):
+            return value
+        if left <= 0:
+            raise _too_deep(max_depth)
+        if isinstance(value, simdjson.Array):
+            return [convert(item, left - 1) for item in value]
+        return {key: convert(item, left - 1) for key, item in value.items()}
+
+    return convert(value, max_depth)
 
 
-def to_array(value: Any, spec: TensorSpec, text: bytes = b"") -> Array:
+def to_array(value: Any, spec: TensorSpec, text: bytes = b"", max_depth: int = MAX_DIMENSIONS) -> Array:
     """A nested JSON value as an array of `spec`'s type and its own shape.
 
     `text` is the body that `value` is the only array of, if so: then whether it is rectangular
     is told from its brackets and commas alone.
 
     Raises:
-        InvalidArgument: ragged, or with elements of another type; names the input and the place.
+        InvalidArgument: ragged, nested deeper than `max_depth`, or with elements of another type;
+            names the input and the place.
     """
     if isinstance(value, simdjson.Array):
-        array = _numeric(value, spec, text)
+        array = _numeric(value, spec, text, min(max_depth, MAX_DIMENSIONS))
         if array is not None:
             return array
-        value = plain(value)
+        value = plain(value, max_depth)
     return _from_python(value, spec)
 
 
-def flat_array(value: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+def flat_array(value: Any, spec: TensorSpec, shape: tuple[int, ...], max_depth: int = MAX_DIMENSIONS) -> Array:
     """JSON data, flat or nested, row-major, as an array of exactly `shape`."""
     count = math.prod(shape)
     if isinstance(value, simdjson.Array):
         buffer = _buffer(value, spec)
         if buffer is not None and len(value) == count == len(buffer):
             return _cast(buffer, spec).reshape(shape)
-    array = to_array(value, spec)
+    array = to_array(value, spec, max_depth=max_depth)
     if array.size != count or (array.ndim > 1 and array.shape != shape):
         raise InvalidArgument(
             f"input {spec.name!r}: shape {list(shape)} has {count} elements, "
@@ -133,7 +135,7 @@ def flat_array(value: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     return array.reshape(shape)
 
 
-def _numeric(value: simdjson.Array, spec: TensorSpec, text: bytes) -> Array | None:
+def _numeric(value: simdjson.Array, spec: TensorSpec, text: bytes, max_depth: int) -> Array | None:
     """The fast way; None where Python must look closer."""
     buffer = _buffer(value, spec)
     if buffer is None:
@@ -142,6 +144,8 @@ def _numeric(value: simdjson.Array, spec: TensorSpec, text: bytes) -> Array | No
     inner: Any = value
     while isinstance(inner, simdjson.Array):
         shape.append(len(inner))
+        if len(shape) > max_depth:
+            raise _too_deep(max_depth)
         if not shape[-1]:
             break
         inner = inner[0]
@@ -151,7 +155,7 @@ def _numeric(value: simdjson.Array, spec: TensorSpec, text: bytes) -> Array | No
 
 
 def _buffer(value: simdjson.Array, spec: TensorSpec) -> Array | None:
-    kind = _BUFFER_TYPES.get(spec.dtype.numpy.kind)
+    kind: Any = _BUFFER_TYPES.get(spec.dtype.numpy.kind)
     if kind is None:
         return None
     try:
@@ -211,7 +215,7 @@ def _from_python(value: Any, spec: TensorSpec) -> Array:
         return array.reshape(shape)
     if spec.dtype is DataType.BOOL:
         return np.array(items, np.bool_).reshape(shape)
-    wide = np.dtype(np.float64)
+    wide: np.dtype[Any] = np.dtype(np.float64)
     if spec.dtype.is_integer:
         wide = np.dtype(np.uint64 if spec.dtype.numpy.kind == "u" else np.int64)
     try:
@@ -226,6 +230,8 @@ def _shape_of(value: Any) -> tuple[int, ...]:
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
+        if len(shape) > MAX_DIMENSIONS:
+            raise _too_deep(MAX_DIMENSIONS)
         if not value:
             break
         value = value[0]
@@ -238,7 +244,7 @@ def _flatten(value: Any, shape: tuple[int, ...], spec: TensorSpec, place: list[i
         out.append(_element(value, spec, place))
         return
     if not isinstance(value, list) or len(value) != shape[0]:
-        got = f"{len(value)} elements" if isinstance(value, list) else _quote(value)
+        got = f"{len(value)} elements" if isinstance(value, list) else quote(value)
         raise InvalidArgument(
             f"input {spec.name!r} is ragged: {shape[0]} elements expected at {_place(place)}, got {got}"
         )
@@ -261,7 +267,7 @@ def _element(value: Any, spec: TensorSpec, place: list[int]) -> Any:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
     if not fits:
         raise InvalidArgument(
-            f"input {spec.name!r}: {spec.dtype.value} expected at {_place(place)}, got {_quote(value)}"
+            f"input {spec.name!r}: {spec.dtype.value} expected at {_place(place)}, got {quote(value)}"
         )
     return _bytes_of(value, spec, place) if spec.dtype is DataType.BYTES else value
 
@@ -273,10 +279,12 @@ def _bytes_of(value: Any, spec: TensorSpec, place: list[int]) -> bytes:
             return value.encode()
         if value.keys() == {"b64"} and isinstance(value["b64"], str):
             return base64.b64decode(value["b64"], validate=True)
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"input {spec.name!r}: text expected at {_place(place)}, got a lone surrogate") from None
     except (binascii.Error, ValueError) as error:
         raise InvalidArgument(f"input {spec.name!r}: base64 expected at {_place(place)}: {error}") from None
     raise InvalidArgument(
-        f'input {spec.name!r}: a string or {{"b64": "…"}} expected at {_place(place)}, got {_quote(value)}'
+        f'input {spec.name!r}: a string or {{"b64": "…"}} expected at {_place(place)}, got {quote(value)}'
     )
 
 
@@ -284,9 +292,9 @@ def _place(place: list[int]) -> str:
     return "".join(f"[{index}]" for index in place) or "the top"
 
 
-def _quote(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value as the caller wrote it, cut short."""
-    text = json.dumps(plain(value), ensure_ascii=False)
+    text = json.dumps(plain(value))
     return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
 
 

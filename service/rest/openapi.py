@@ -178,9 +178,7 @@ _INFER = {
                         "model_name": "digits",
                         "model_version": "1",
                         "id": "42",
-                        "outputs": [
-                            {"name": "output_0", "datatype": "FP32", "shape": [1, 10], "data": _PROBABILITIES}
-                        ],
+                        "outputs": [{"name": "output_0", "datatype": "FP32", "shape": [1, 10], "data": _PROBABILITIES}],
                     }
                 },
                 {"type": "object"},

@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
 from fastapi import APIRouter, Path, Response
 
 from service import __version__
 from service.errors import InvalidArgument, NotFound
-from service.predictor import EXTENSIONS, SERVER_NAME, Call, Decoded, ModelRef, Predictor
+from service.predictor import EXTENSIONS, SERVER_NAME, Decoded, ModelRef, Predictor
 from service.registry.lifecycle import State
 from service.rest.http import JSON, Asgi, Headers, Receive, Scope, Send, answer, deadline, guarded, header, read_body
 from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
@@ -31,20 +32,24 @@ def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s
         match = INFER_ROUTE.fullmatch(scope["path"])
         if match is None:
             raise NotFound(f"there is no {scope['path']}")
+        if scope["method"] != "POST":
+            text = f"{scope['path']} is asked with POST, not {scope['method']}"
+            await answer(send, 405, orjson.dumps({"error": text}), [JSON, (b"allow", b"POST")])
+            return
         ref = model_ref(match[1], match[2])
-        predictor.engine.check(ref)
-        call = Call(ref, "rest-v2", deadline(scope, timeout_s))
-        body = await read_body(scope, receive, max_bytes)
-        length = _header_length(scope)
-        wanted = Wanted()
+        with predictor.request(ref, "rest-v2") as request:
+            due = deadline(scope, timeout_s)
+            length = _header_length(scope)
+            body = await read_body(scope, receive, max_bytes)
+            wanted = Wanted()
 
-        def decode(signatures: Mapping[str, Signature]) -> Decoded:
-            nonlocal wanted
-            decoded, wanted = decode_infer(body, length, signatures, max_depth)
-            return decoded
+            def decode(signatures: Mapping[str, Signature]) -> Decoded:
+                nonlocal wanted
+                decoded, wanted = decode_infer(body, length, signatures, max_depth)
+                return decoded
 
-        prediction = await predictor.predict(call, decode)
-        content, json_bytes = encode_infer(prediction, wanted)
+            prediction = await request.predict(due, decode)
+            content, json_bytes = encode_infer(prediction, wanted)
         headers: Headers = [JSON]
         if json_bytes is not None:
             headers = [_BINARY, (_LENGTH_HEADER, b"%d" % json_bytes)]

@@ -16,8 +16,8 @@ import simdjson
 
 from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, dumps, dumps_with_tokens, flat_array, is_finite, jsonable, plain
-from service.tensors import Array, DataType, Signature, TensorSpec, check_names, pack_strings, unpack_raw
+from service.rest.json_codec import Document, dumps, dumps_with_tokens, flat_array, is_finite, jsonable, plain, quote
+from service.tensors import Array, DataType, Signature, TensorSpec, check_names, check_sizes, pack_strings, unpack_raw
 
 _WITHOUT_JSON = (DataType.FP16, DataType.BF16)
 
@@ -27,6 +27,7 @@ class Wanted:
     """What the request asks of its answer."""
 
     id: str | None = None
+    signature_name: str = ""
     binary: bool = False
     outputs: dict[str, bool] = field(default_factory=dict)
     """Name of each output asked for, and whether as binary; empty asks for all."""
@@ -49,7 +50,7 @@ def decode_infer(
     text = body if header_length is None else body[:header_length]
     document = Document(text, max_depth)
     wanted = _wanted(document)
-    signature = choose_signature(signatures, _parameters(document.get("parameters"), "parameters").get("signature_name", ""))
+    signature = choose_signature(signatures, wanted.signature_name)
     tensors = _list_of_objects(document.get("inputs"), "inputs")
     named = _by_name(tensors)
     check_names(signature, named)
@@ -58,7 +59,9 @@ def decode_infer(
             known = ", ".join(sorted(signature.output_by_name))
             raise InvalidArgument(f"unknown output {name!r}: signature {signature.name!r} gives {known}")
     tail = _Tail(body, len(text))
-    inputs = {name: _tensor(tensor, signature.input_by_name[name], tail) for name, tensor in named.items()}
+    inputs = {
+        name: _tensor(tensor, signature.input_by_name[name], tail, max_depth - 3) for name, tensor in named.items()
+    }
     tail.check_used()
     return Decoded(signature, inputs), wanted
 
@@ -67,7 +70,7 @@ def _decode_raw(body: bytes, signature: Signature) -> tuple[Decoded, Wanted]:
     """Triton's raw binary request: one input of known trailing shape, the body is the tensor."""
     if len(signature.inputs) != 1:
         raise InvalidArgument(
-            f"a raw binary request needs a model of one input, this one has {', '.join(sorted(signature.input_by_name))}"
+            f"a raw binary request needs a model of one input, this has {', '.join(sorted(signature.input_by_name))}"
         )
     spec = signature.inputs[0]
     shape = list(spec.shape or ())
@@ -103,12 +106,10 @@ class _Tail:
             raise InvalidArgument(f"{left} bytes follow the last binary input: the sizes do not add up to the body")
 
 
-def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail) -> Array:
+def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int) -> Array:
     received = tensor.get("datatype")
     if received != spec.dtype.value:
-        raise InvalidArgument(
-            f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {plain(received)!r}"
-        )
+        raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {quote(received)}")
     shape = _shape(tensor.get("shape"), spec)
     parameters = _parameters(tensor.get("parameters"), f"input {spec.name!r}: parameters")
     data = tensor.get("data")
@@ -117,20 +118,21 @@ def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail) -> Array:
             raise InvalidArgument(f"input {spec.name!r}: either data or binary_data_size expected, got both")
         return unpack_raw(tail.next(parameters["binary_data_size"], spec.name), spec.dtype, shape, spec.name)
     if not isinstance(data, simdjson.Array | list):
-        raise InvalidArgument(f"input {spec.name!r}: data must be a list, got {plain(data)!r}")
-    return flat_array(data, spec, shape)
+        raise InvalidArgument(f"input {spec.name!r}: data must be a list, got {quote(data)}")
+    return flat_array(data, spec, shape, max_depth)
 
 
 def _shape(value: Any, spec: TensorSpec) -> tuple[int, ...]:
     sizes = plain(value)
-    if not isinstance(sizes, list) or any(type(size) is not int or size < 0 for size in sizes):
-        raise InvalidArgument(f"input {spec.name!r}: shape must be a list of sizes, got {sizes!r}")
+    if not isinstance(sizes, list) or any(type(size) is not int for size in sizes):
+        raise InvalidArgument(f"input {spec.name!r}: shape must be a list of sizes, got {quote(value)}")
+    check_sizes(sizes, spec.name)
     return tuple(sizes)
 
 
 def _list_of_objects(value: Any, name: str) -> list[Any]:
     if not isinstance(value, simdjson.Array | list):
-        raise InvalidArgument(f"{name!r} must be a list of tensors, got {plain(value)!r}")
+        raise InvalidArgument(f"{name!r} must be a list of tensors, got {quote(value)}")
     items = list(value)
     for index, item in enumerate(items):
         if not isinstance(item, simdjson.Object | dict) or not isinstance(item.get("name"), str):
@@ -153,16 +155,19 @@ def _parameters(value: Any, where: str) -> dict[str, Any]:
         return {}
     parameters = plain(value)
     if not isinstance(parameters, dict):
-        raise InvalidArgument(f"{where} must be an object, got {parameters!r}")
+        raise InvalidArgument(f"{where} must be an object, got {quote(value)}")
     return parameters
 
 
 def _wanted(document: Document) -> Wanted:
     request_id = document.get("id")
     if request_id is not None and not isinstance(request_id, str):
-        raise InvalidArgument(f"'id' must be a string, got {plain(request_id)!r}")
+        raise InvalidArgument(f"'id' must be a string, got {quote(request_id)}")
     parameters = _parameters(document.get("parameters"), "parameters")
-    wanted = Wanted(request_id, _flag(parameters, "binary_data_output", default=False))
+    signature_name = parameters.get("signature_name", "")
+    if not isinstance(signature_name, str):
+        raise InvalidArgument(f"parameter signature_name: a string expected, got {quote(signature_name)}")
+    wanted = Wanted(request_id, signature_name, _flag(parameters, "binary_data_output", default=False))
     outputs = document.get("outputs")
     if outputs is not None:
         for output in _list_of_objects(outputs, "outputs"):

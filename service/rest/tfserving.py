@@ -7,12 +7,14 @@ both as TensorFlow Serving has it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from service.errors import Code, InvalidArgument, KilnError, NotFound, Unimplemented
-from service.predictor import Call, Decoded, ModelRef, Predictor
+from service.errors import Code, InvalidArgument, NotFound, Unimplemented
+from service.predictor import Decoded, ModelRef, Predictor
 from service.registry.lifecycle import State, VersionStatus
 from service.rest.http import JSON, Asgi, Receive, Scope, Send, answer, answer_json, deadline, guarded, read_body
 from service.rest.tfserving_codec import decode_predict, encode_predict, signature_def
+from service.tensors import Signature
 
 _ROUTE = re.compile(
     r"(?i)/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?(?::(classify|regress|predict)|(/metadata))?"
@@ -33,18 +35,18 @@ def tfserving_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeo
     """The ASGI callable for every path under ``/v1``."""
 
     async def predict(scope: Scope, receive: Receive, send: Send, ref: ModelRef) -> None:
-        predictor.engine.check(ref)
-        call = Call(ref, "rest-tfs", deadline(scope, timeout_s))
-        body = await read_body(scope, receive, max_bytes)
-        form = ""
+        with predictor.request(ref, "rest-tfs") as request:
+            due = deadline(scope, timeout_s)
+            body = await read_body(scope, receive, max_bytes)
+            form = ""
 
-        def decode(signatures: object) -> Decoded:
-            nonlocal form
-            decoded, form = decode_predict(body, signatures, max_depth)  # type: ignore[arg-type]
-            return decoded
+            def decode(signatures: Mapping[str, Signature]) -> Decoded:
+                nonlocal form
+                decoded, form = decode_predict(body, signatures, max_depth)
+                return decoded
 
-        prediction = await predictor.predict(call, decode)
-        await answer(send, 200, encode_predict(prediction, form), [JSON])
+            content = encode_predict(await request.predict(due, decode), form)
+        await answer(send, 200, content, [JSON])
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
@@ -107,6 +109,3 @@ def _version_status(status: VersionStatus) -> dict[str, object]:
             "error_message": status.reason,
         },
     }
-
-
-__all__ = ["KilnError", "tfserving_app"]

@@ -12,7 +12,7 @@ import simdjson
 
 from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, dumps, dumps_with_tokens, is_finite, jsonable, plain, to_array
+from service.rest.json_codec import Document, dumps, dumps_with_tokens, is_finite, jsonable, plain, quote, to_array
 from service.tensors import Array, Signature, Tensors, check_names
 
 _FORMS = ("instances", "inputs")
@@ -28,13 +28,12 @@ def decode_predict(body: bytes, signatures: Mapping[str, Signature], max_depth: 
     document = Document(body, max_depth)
     name = document.get("signature_name")
     if name is not None and not isinstance(name, str):
-        raise InvalidArgument(f"'signature_name' must be a string, got {plain(name)!r}")
+        raise InvalidArgument(f"'signature_name' must be a string, got {quote(name)}")
     signature = choose_signature(signatures, name or "")
     form = _form(document)
     value = document.get(form)
-    inputs = (
-        _from_instances(value, signature, body) if form == "instances" else _from_inputs(value, signature, body)
-    )
+    read = _from_instances if form == "instances" else _from_inputs
+    inputs = read(value, signature, document)
     return Decoded(signature, inputs, strict_shapes=False), form
 
 
@@ -47,23 +46,21 @@ def _form(document: Document) -> str:
     return given[0]
 
 
-def _from_inputs(value: Any, signature: Signature, body: bytes) -> Tensors:
+def _from_inputs(value: Any, signature: Signature, document: Document) -> Tensors:
     """Columnar: one tensor, or an object of one tensor per input."""
     if isinstance(value, simdjson.Object | dict) and not _is_base64(value):
         check_names(signature, dict.fromkeys(value.keys()))
-        alone = len(signature.inputs) == 1
-        return {
-            spec.name: to_array(value[spec.name], spec, body if alone else b"") for spec in signature.inputs
-        }
+        text = document.text if len(signature.inputs) == 1 else b""
+        return {spec.name: to_array(value[spec.name], spec, text, document.max_depth - 2) for spec in signature.inputs}
     if len(signature.inputs) != 1:
         raise InvalidArgument(
             f"'inputs' must be an object with the inputs {', '.join(sorted(signature.input_by_name))}"
         )
     spec = signature.inputs[0]
-    return {spec.name: to_array(value, spec, body)}
+    return {spec.name: to_array(value, spec, document.text, document.max_depth - 1)}
 
 
-def _from_instances(value: Any, signature: Signature, body: bytes) -> Tensors:
+def _from_instances(value: Any, signature: Signature, document: Document) -> Tensors:
     """Row by row: a list of values of the only input, or of objects with one value per input."""
     if not isinstance(value, simdjson.Array | list):
         raise InvalidArgument("'instances' must be a list of rows")
@@ -71,13 +68,13 @@ def _from_instances(value: Any, signature: Signature, body: bytes) -> Tensors:
         raise InvalidArgument("'instances' has no rows: at least one is expected, got an empty batch")
     first = value[0]
     if isinstance(first, simdjson.Object | dict) and not _is_base64(first):
-        return _from_named_rows(plain(value), signature)
+        return _from_named_rows(plain(value, document.max_depth - 1), signature)
     if len(signature.inputs) != 1:
         raise InvalidArgument(
             f"each row of 'instances' must be an object with the inputs {', '.join(sorted(signature.input_by_name))}"
         )
     spec = signature.inputs[0]
-    return {spec.name: to_array(value, spec, body)}
+    return {spec.name: to_array(value, spec, document.text, document.max_depth - 1)}
 
 
 def _from_named_rows(rows: list[Any], signature: Signature) -> Tensors:
@@ -132,7 +129,9 @@ def signature_def(signature: Signature) -> dict[str, Any]:
             spec.name: {
                 "dtype": spec.dtype.tensorflow,
                 "tensor_shape": {
-                    "dim": [{"size": str(size), "name": ""} for size in spec.wire_shape()] if spec.shape is not None else [],
+                    "dim": [{"size": str(size), "name": ""} for size in spec.wire_shape()]
+                    if spec.shape is not None
+                    else [],
                     "unknown_rank": spec.shape is None,
                 },
                 "name": spec.graph_name,

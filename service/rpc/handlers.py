@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from service.errors import Internal, KilnError, Overloaded
+from service.errors import INTERNAL_ERROR, Internal, KilnError, Overloaded, TooLarge
 from service.rpc.codes import GRPC_STATUS
 
 _log = logging.getLogger("kiln.rpc")
@@ -26,9 +26,11 @@ Handlers = Mapping[str, Handler]
 class GenericHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Handlers by method path, as grpcio asks for them; without serializers, so bytes go through."""
 
-    def __init__(self, handlers: Handlers, request_timeout_s: float) -> None:
+    def __init__(self, handlers: Handlers, *, request_timeout_s: float, max_message_bytes: int) -> None:
         self._methods = {
-            path: grpc.unary_unary_rpc_method_handler(_bind(path, handler, request_timeout_s))
+            path: grpc.unary_unary_rpc_method_handler(
+                _bind(path, handler, request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes)
+            )
             for path, handler in handlers.items()
         }
 
@@ -36,18 +38,22 @@ class GenericHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._methods.get(details.method)
 
 
-def _bind(path: str, handler: Handler, request_timeout_s: float) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _bind(
+    path: str, handler: Handler, *, request_timeout_s: float, max_message_bytes: int
+) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def call(data: bytes, context: Any) -> bytes:
         remaining_s = context.time_remaining()
         deadline = time.monotonic() + (request_timeout_s if remaining_s is None else remaining_s)
         try:
+            if len(data) > max_message_bytes:
+                raise TooLarge(f"the message has {len(data)} bytes, over the limit of {max_message_bytes}")
             return await handler(data, deadline)
         except KilnError as error:
             failure = error
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, its caller is told
             _log.exception("%s failed", path)
-            failure = Internal("an internal error occurred; the server's log has it")
-        trailers = ()
+            failure = Internal(INTERNAL_ERROR)
+        trailers: tuple[tuple[str, str], ...] = ()
         if isinstance(failure, Overloaded):
             trailers = (("retry-after", str(max(1, math.ceil(failure.retry_after_s)))),)
         await context.abort(GRPC_STATUS[failure.code], str(failure), trailers)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from service import __version__
 from service.errors import NotFound
-from service.predictor import EXTENSIONS, SERVER_NAME, Call, ModelRef, Predictor
+from service.predictor import EXTENSIONS, SERVER_NAME, ModelRef, Predictor
 from service.registry.lifecycle import State
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.rpc.handlers import Handlers
@@ -22,9 +22,9 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool]) 
 
     async def infer(data: bytes, deadline: float) -> bytes:
         request = parse(pb.ModelInferRequest, data)
-        call = Call(_ref(request.model_name, request.model_version), "grpc-v2", deadline)
-        prediction = await predictor.predict(call, lambda signatures: decode_infer(request, signatures))
-        return encode_infer(request, prediction)
+        with predictor.request(_ref(request.model_name, request.model_version), "grpc-v2") as counted:
+            prediction = await counted.predict(deadline, lambda signatures: decode_infer(request, signatures))
+            return encode_infer(request, prediction)
 
     async def live(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         return pb.ServerLiveResponse(live=True).SerializeToString()

@@ -21,6 +21,7 @@ from service.tensors import (
     Signature,
     TensorSpec,
     check_names,
+    check_sizes,
     integers_fit,
     pack_strings,
     unpack_raw,
@@ -79,8 +80,7 @@ def _shape(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> t
     if tensor.datatype != spec.dtype.value:
         raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {tensor.datatype!r}")
     shape = tuple(tensor.shape)
-    if any(size < 0 for size in shape):
-        raise InvalidArgument(f"input {spec.name!r}: shape must have no negative size, got {list(shape)}")
+    check_sizes(shape, spec.name)
     return shape
 
 
@@ -122,9 +122,7 @@ def encode_infer(request: pb.ModelInferRequest, prediction: Prediction) -> bytes
     Raises:
         InvalidArgument: an output has no typed contents and raw was not asked for.
     """
-    response = pb.ModelInferResponse(
-        model_name=prediction.model, model_version=str(prediction.version), id=request.id
-    )
+    response = pb.ModelInferResponse(model_name=prediction.model, model_version=str(prediction.version), id=request.id)
     raw = wants_raw(request)
     names = [output.name for output in request.outputs] or list(prediction.outputs)
     for name in names:

@@ -18,6 +18,11 @@ from service.rpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, tfserving_h
 _HEALTH_SERVICE = "grpc.health.v1.Health"
 _SERVICES = (SERVICE, PREDICTION_SERVICE, MODEL_SERVICE)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_OVER_LIMIT_BYTES = 64 * 2**20
+"""A message this much over the limit is still received, to be refused with a text that has the numbers.
+
+Beyond it grpcio refuses by itself, unread, with RESOURCE_EXHAUSTED.
+"""
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -33,12 +38,15 @@ class RpcServer:
         max_message_bytes: int,
         request_timeout_s: float,
     ) -> None:
-        self._handlers = {**open_inference_handlers(predictor, is_ready), **tfserving_handlers(predictor)}
-        self._timeout_s = request_timeout_s
+        self._handlers = GenericHandlers(
+            {**open_inference_handlers(predictor, is_ready), **tfserving_handlers(predictor)},
+            request_timeout_s=request_timeout_s,
+            max_message_bytes=max_message_bytes,
+        )
         self._address = address
         self._options = (
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_receive_message_length", max_message_bytes + _OVER_LIMIT_BYTES),
+            ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
         )
         self._health = health.HealthServicer()
@@ -47,7 +55,7 @@ class RpcServer:
     async def start(self) -> int:
         """Bind and accept; returns the port. `OSError` if the address cannot be bound."""
         self._server = server = grpc.aio.server(options=self._options)
-        server.add_generic_rpc_handlers((GenericHandlers(self._handlers, self._timeout_s),))
+        server.add_generic_rpc_handlers((self._handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*_SERVICES, _HEALTH_SERVICE, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server, pool=public_pool())
@@ -59,7 +67,7 @@ class RpcServer:
         await server.start()
         return int(port)
 
-    async def set_serving(self, serving: bool) -> None:  # noqa: FBT001
+    async def set_serving(self, *, serving: bool) -> None:
         """What grpc.health.v1 answers, for the server and for each service."""
         await self._set_health(_SERVING if serving else _NOT_SERVING)
 

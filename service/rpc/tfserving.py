@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.errors import Unimplemented
-from service.predictor import Call, Predictor
+from service.predictor import Predictor
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as pb
 from service.rpc.handlers import Handler, Handlers
 from service.rpc.messages import parse
@@ -19,9 +19,9 @@ def tfserving_handlers(predictor: Predictor) -> Handlers:
 
     async def predict(data: bytes, deadline: float) -> bytes:
         request = parse(pb.PredictRequest, data)
-        call = Call(model_ref(request.model_spec), "grpc-tfs", deadline)
-        prediction = await predictor.predict(call, lambda signatures: decode_predict(request, signatures))
-        return encode_predict(request, prediction)
+        with predictor.request(model_ref(request.model_spec), "grpc-tfs") as counted:
+            prediction = await counted.predict(deadline, lambda signatures: decode_predict(request, signatures))
+            return encode_predict(request, prediction)
 
     async def metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         request = parse(pb.GetModelMetadataRequest, data)

@@ -24,6 +24,7 @@ from service.tensors import (
     Signature,
     TensorSpec,
     check_names,
+    check_sizes,
     integers_fit,
     unpack_raw,
 )
@@ -82,7 +83,9 @@ def decode_predict(request: pb.PredictRequest, signatures: Mapping[str, Signatur
     for name in request.output_filter:
         if name not in signature.output_by_name:
             known = ", ".join(sorted(signature.output_by_name))
-            raise InvalidArgument(f"unknown output {name!r} in output_filter: signature {signature.name!r} gives {known}")
+            raise InvalidArgument(
+                f"unknown output {name!r} in output_filter: signature {signature.name!r} gives {known}"
+            )
     inputs = {spec.name: _decode_tensor(request.inputs[spec.name], spec) for spec in signature.inputs}
     return Decoded(signature, inputs, strict_shapes=False)
 
@@ -95,8 +98,7 @@ def _decode_tensor(proto: tensor_pb2.TensorProto, spec: TensorSpec) -> Array:
     if proto.tensor_shape.unknown_rank:
         raise InvalidArgument(f"input {spec.name!r}: a shape is expected, got one of unknown rank")
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    if any(size < 0 for size in shape):
-        raise InvalidArgument(f"input {spec.name!r}: shape must have no negative size, got {list(shape)}")
+    check_sizes(shape, spec.name)
     if proto.tensor_content:
         if dtype is DataType.BYTES:
             raise InvalidArgument(f"input {spec.name!r}: strings are expected in string_val, not in tensor_content")
@@ -136,7 +138,9 @@ def encode_predict(request: pb.PredictRequest, prediction: Prediction) -> bytes:
     spec.version.value = prediction.version
     spec.signature_name = prediction.signature.name
     for name in request.output_filter or prediction.outputs:
-        _encode_tensor(prediction.outputs[name], prediction.signature.output_by_name[name].dtype, response.outputs[name])
+        _encode_tensor(
+            prediction.outputs[name], prediction.signature.output_by_name[name].dtype, response.outputs[name]
+        )
     return response.SerializeToString()
 
 

@@ -188,8 +188,10 @@ def disagreement(expected: Tensors, got: Tensors) -> str:
     for name, want in expected.items():
         have = got.get(name)
         if have is None or have.shape != want.shape or have.dtype != want.dtype:
-            return f"output {name!r} is {getattr(have, 'dtype', None)} {getattr(have, 'shape', None)}, " \
-                   f"not {want.dtype} {want.shape}"
+            return (
+                f"output {name!r} is {getattr(have, 'dtype', None)} {getattr(have, 'shape', None)}, "
+                f"not {want.dtype} {want.shape}"
+            )
         if want.dtype.kind in "biuO":
             if not np.array_equal(want, have):
                 return f"output {name!r} differs"
@@ -212,7 +214,8 @@ def _repeats(plan: Plan, inputs: Tensors, outputs: Tensors) -> bool:
 
 def _measure(plan: Plan, inputs: Tensors) -> Cost:
     """Medians over a few runs with a pause before each."""
-    seconds, cpu_s = [], []
+    seconds: list[float] = []
+    cpu_s: list[float] = []
     stop = time.perf_counter() + _SECONDS_PER_CELL
     while len(seconds) < _RUNS and (not seconds or time.perf_counter() < stop):
         cpu_start = time.process_time()

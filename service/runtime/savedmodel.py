@@ -102,7 +102,7 @@ class SignaturePlan:
 
 
 def _tensorflow() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters is raised as well
     import tensorflow as tf
 
     tf.get_logger().setLevel(logging.ERROR)

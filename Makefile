@@ -1,0 +1,48 @@
+# Everything that can be done with this tree; plain pip and Python 3.11 to 3.13 are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODELS ?= models
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint type protos bench image chart
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
+
+setup: $(INSTALLED)  ## make .venv with exactly the packages of constraints.txt, and Kiln in it
+
+$(INSTALLED): constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+serve: setup  ## serve the example models: REST on 8501, gRPC on 8500
+	$(BIN)/kiln serve $(MODELS)
+
+test: setup lint type  ## run every check and every test
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff: style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup  ## mypy, strict
+	$(BIN)/mypy
+
+protos: setup  ## regenerate service/rpc/_generated from protos/
+	$(BIN)/python protos/generate.py
+
+bench: setup  ## measure the server and print the table of load_tests/README.md
+	$(BIN)/python -m load_tests.bench
+
+image: ## build the container image with docker
+	docker build --tag kiln .
+
+chart: ## check the Helm chart with helm
+	helm lint --strict helm
+	helm template kiln helm > /dev/null
