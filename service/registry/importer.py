@@ -173,7 +173,7 @@ def _end_with_parent() -> None:
     """End this process when its parent has ended and so closed the pipe at our stdin."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        os.read(0, 1)  # not sys.stdin, whose lock would be held when the interpreter shuts down
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
