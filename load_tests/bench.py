@@ -86,8 +86,8 @@ class _Target:
     ports: tuple[int, int]
     has_metrics: bool = True
 
-    def measure(self, label: str, model: str, connections: int, way: Way, seconds: float) -> tuple[Row, Array]:
-        """Drive one protocol; CPU time and batches are read around the measured seconds."""
+    def measure(self, label: str, model: str, connections: int, way: Way, seconds: float) -> tuple[Row, bytes]:
+        """Drive one protocol; also returns one answer. CPU time and batches are read within the measured seconds."""
         driver = self._start_driver(model, connections, way, seconds)
         time.sleep(_WARM_UP_S + 0.5)
         before, start = _cpu_s(self.process), time.monotonic()
@@ -109,7 +109,7 @@ class _Target:
             None,
             result.errors,
         )
-        return row, way.read(base64.b64decode(result.first_body))
+        return row, base64.b64decode(result.first_body)
 
     def _batches(self, model: str) -> tuple[float, float]:
         """Rows and runs so far, from the server's metrics."""
@@ -157,7 +157,7 @@ def _round(work: Path, cases: list[tuple[str, int]], bare: dict[str, dict[str, o
         server = _Target(process, ports)
         for model, connections in cases:
             measured = [server.measure(model, model, connections, way, seconds) for way in PATHS]
-            _check_agreement(model, [answer for _, answer in measured])
+            _check_agreement(model, [way.read(answer) for way, (_, answer) in zip(PATHS, measured, strict=True)])
             best = float(str(bare[model]["rows_per_s"]))
             rows += [replace(row, efficiency=row.requests_per_s / best) for row, _ in measured]
     return rows

@@ -39,7 +39,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
-    models: Path = Field(description="folder of models (<name>/<version>/…), or one model")
+    models: Path = Field(description="folder of models (NAME/VERSION/…), or one model")
     name: str | None = Field(None, description="name of the model, where one model is served")
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104
     rest_port: int = Field(8501, ge=0, le=65535, description="HTTP port, 0 for any free one")

@@ -1,0 +1,1 @@
+"""The real front ends, and TensorFlow where that is the point."""

@@ -1,0 +1,79 @@
+"""A server in this process: the real front ends before a registry with a `FakeModel`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest_asyncio
+
+from service.batching.queue import Limits
+from service.health import Health
+from service.metrics import Metrics
+from service.predictor import Predictor
+from service.registry.registry import Registry, RegistryOptions
+from service.registry.repository import Kind, Repository, Source
+from service.rest.app import KilnApp, RestOptions, rest_app
+from service.rpc.server import RpcServer
+from tests.fakes import FakeModel
+
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+@dataclass
+class Kiln:
+    """Everything that `service.server` builds, without uvicorn: `app` is called through ASGI."""
+
+    model: FakeModel
+    metrics: Metrics
+    registry: Registry
+    health: Health
+    predictor: Predictor
+    app: KilnApp
+    rpc: RpcServer
+    grpc_port: int = 0
+    limits: Limits = field(default_factory=lambda: Limits(8, 64, 1 << 20))
+
+
+async def start_kiln(
+    models: dict[str, FakeModel], limits: Limits | None = None, *, split_oversize: bool = True
+) -> Kiln:
+    """Serve `models`, each as version 1; the gRPC server listens on a free port of 127.0.0.1."""
+    limits = limits or Limits(8, 64, 1 << 20)
+    metrics = Metrics()
+    options = RegistryOptions(
+        materialize=lambda source: source.path,
+        load=lambda path: models[path.name],
+        limits=limits,
+        split_oversize=split_oversize,
+    )
+    sources = tuple(Source(name, 1, Kind.KERAS, Path(name)) for name in sorted(models))
+    registry = Registry(Repository(sources), options, metrics)
+    health = Health(registry.all_statuses)
+    predictor = Predictor(registry, metrics)
+    rpc = RpcServer(
+        predictor,
+        is_ready=health.is_ready,
+        address="127.0.0.1:0",
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        request_timeout_s=30.0,
+    )
+    app = rest_app(predictor, metrics, health.is_ready, RestOptions(MAX_MESSAGE_BYTES, 100, 30.0))
+    await registry.load_all()
+    health.loaded = True
+    kiln = Kiln(next(iter(models.values())), metrics, registry, health, predictor, app, rpc, limits=limits)
+    kiln.grpc_port = await rpc.start()
+    await rpc.set_serving(serving=health.is_ready())
+    return kiln
+
+
+@pytest_asyncio.fixture
+async def kiln() -> AsyncIterator[Kiln]:
+    """A server with one model, ``double``: see `tests.fakes.FakeModel`."""
+    model = FakeModel()
+    kiln = await start_kiln({"double": model})
+    yield kiln
+    model.unblock()
+    await kiln.registry.stop(5.0)
+    await kiln.rpc.stop(0.5)
