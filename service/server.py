@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ from service.settings import Settings
 _log = logging.getLogger("kiln.server")
 _LINGER_S = 0.3
 """After the last answer, how long connections stay open so that late requests are refused, not cut."""
+_GC_THRESHOLD = 20_000
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -79,11 +81,22 @@ async def _serve(settings: Settings) -> bool:
     await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done():
         loading.result()
+        _spare_garbage_collector()
         health.loaded = True
         await _announce(registry, rpc, metrics, ready=health.is_ready())
     await stopped
     is_drained = await _stop(settings.drain_s, health, registry, rpc, rest, metrics)
     return is_drained and loading.done()
+
+
+def _spare_garbage_collector() -> None:
+    """Take what is loaded out of the collector's sight, and have it look less often at the rest.
+
+    Requests leave no cycles behind; at 64 connections looking for them took a fifth of all CPU time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD, 20, 20)
 
 
 async def _stop(

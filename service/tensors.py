@@ -140,7 +140,7 @@ class Signature:
     @cached_property
     def batched(self) -> bool:
         """Whether rows of several callers may be fused: dimension 0 is open in every tensor."""
-        return all(spec.is_batched for spec in (*self.inputs, *self.outputs))
+        return bool(self.inputs) and all(spec.is_batched for spec in (*self.inputs, *self.outputs))
 
     @cached_property
     def has_open_sizes(self) -> bool:

@@ -6,6 +6,7 @@ All of it runs on the event loop's thread; only the model runs elsewhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -24,7 +25,6 @@ from service.tensors import (
     count_rows,
     size_bytes,
     split,
-    trailing_shapes,
 )
 
 _log = logging.getLogger("kiln.batcher")
@@ -37,6 +37,7 @@ a 784-128-10 model answered 2.3 × the requests/s inline.
 _INLINE_MISJUDGED = 20
 _INLINE_STRIKES = 3
 """So many batches on end that took `_INLINE_MISJUDGED` × `_INLINE_S` end it for their version."""
+_MAX_LANES = 1024
 _RATE_MEMORY = 0.8
 """Weight of the past in the running estimate of rows per second."""
 
@@ -87,6 +88,7 @@ class Batcher:
         self._observer = observer
         self._split_oversize = split_oversize
         self._clock = clock
+        self._lanes: dict[tuple[str, tuple[tuple[int, ...], ...]], Lane] = {}
         self._retries: deque[list[Entry]] = deque()
         self._running: list[list[Entry]] = []
         self._rows_per_s = 0.0
@@ -107,21 +109,23 @@ class Batcher:
         Raises:
             Unavailable: the version is stopping.
             InvalidArgument: more rows than a batch may have, where splitting is off, or more
-                than the queue can ever hold.
+                rows or bytes than the queue can ever hold.
             Overloaded: the queue is full.
         """
         if self._closed:
             raise Unavailable("the model is stopping")
         rows = count_rows(signature, inputs)
-        lane = _lane(signature, inputs)
+        lane = self._lane(signature, inputs)
         now = self._clock()
         loop = asyncio.get_running_loop()
         entries = [
             Entry(lane, part, part_rows, size_bytes(part), now, deadline, loop.create_future())
             for part, part_rows in self._cut(lane, inputs, rows)
         ]
+        if not self.queue.has_room(entries):
+            self._dispose(self.queue.sweep(now))
         try:
-            self._dispose(self.queue.offer(entries, now, self._rows_per_s))
+            self.queue.offer(entries, self._rows_per_s)
         except Overloaded:
             self._observer.dropped("overloaded", 1)
             raise
@@ -140,20 +144,32 @@ class Batcher:
         Returns whether nothing was left.
         """
         self._closed = True
-        is_drained = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), drain_s)
-        except TimeoutError:
-            is_drained = False
-            left = self.queue.clear() + [e for batch in (*self._retries, *self._running) for e in batch]
-            self._retries.clear()
+        if not self._idle.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), drain_s)
+        left = self.queue.clear() + [e for batch in (*self._retries, *self._running) for e in batch]
+        self._retries.clear()
+        if left:
             _log.warning("%d requests were not finished within %.1f s", len(left), drain_s)
             for entry in left:
                 _fail(entry, Unavailable("the server stopped before this request was finished"))
         if self._timer is not None:
             self._timer.cancel()
         self._runner.close()
-        return is_drained
+        return not left
+
+    def _lane(self, signature: Signature, inputs: Tensors) -> Lane:
+        """The lane of such inputs; made once, for making one costs as much as queueing an entry."""
+        fuses = signature.batched
+        shapes = tuple([inputs[spec.name].shape[fuses:] for spec in signature.inputs])
+        lane = self._lanes.get((signature.name, shapes))
+        if lane is None:
+            conforms = all(spec.admits(inputs[spec.name].shape) for spec in signature.inputs)
+            lane = Lane(signature, shapes, conforms, fuses)
+            if len(self._lanes) >= _MAX_LANES:
+                self._lanes.clear()  # callers choose the shapes
+            self._lanes[lane.key] = lane
+        return lane
 
     def _cut(self, lane: Lane, inputs: Tensors, rows: int) -> list[tuple[Tensors, int]]:
         limits = self.queue.limits
@@ -161,17 +177,16 @@ class Batcher:
             return [(inputs, rows)]
         if not self._split_oversize:
             raise InvalidArgument(f"at most {limits.max_batch_rows} rows per request are taken, got {rows}")
-        if rows > limits.max_queue_rows:
-            raise InvalidArgument(f"{rows} rows in one request, but the queue holds {limits.max_queue_rows}")
         full, rest = divmod(rows, limits.max_batch_rows)
         counts = [limits.max_batch_rows] * full + [rest] * bool(rest)
         return list(zip(split(inputs, counts), counts, strict=True))
 
     def _plan_pump(self) -> None:
         """Pump once all that arrived together has been queued, so that it is fused."""
-        if not self._pump_planned and not self._running:
-            self._pump_planned = True
-            asyncio.get_running_loop().call_soon(self._pump)
+        if self._pump_planned or len(self._running) > 1 or (self._running and not self.queue.has_full_batch()):
+            return
+        self._pump_planned = True
+        asyncio.get_running_loop().call_soon(self._pump)
 
     def _pump(self) -> None:
         """Hand the runner what is worth running now; look again later where it is not yet."""
@@ -220,13 +235,17 @@ class Batcher:
         lane = entries[0].lane
         self._running.append(entries)
         given = rows = sum(entry.rows for entry in entries)
-        if lane.fuses:
-            given = self._model.bucket_rows(lane, rows)
-            batch = concatenate([entry.payload for entry in entries], given)
-        else:
-            batch = entries[0].payload
+        batch = entries[0].payload
+        try:
+            if lane.fuses:
+                given = self._model.bucket_rows(lane, rows)
+                batch = concatenate([entry.payload for entry in entries], given)
+            inline = self._may_inline(lane, given)
+        except Exception as error:  # noqa: BLE001 - no memory for the batch, say: its callers must be told
+            self._resolve(entries, given, error)
+            return
         job = partial(self._run, lane, batch)
-        if self._may_inline(lane, given):
+        if inline:
             self._run_inline(job, entries, given)
         else:
             self._runner.start(job, partial(self._finish, entries, given))
@@ -288,6 +307,8 @@ class Batcher:
         self._retries.append(entries[middle:])
 
     def _dispose(self, taken: Taken) -> None:
+        if not (taken.cancelled or taken.expired):
+            return
         self._observer.dropped("cancelled", taken.cancelled)
         self._observer.dropped("expired", len(taken.expired))
         for entry in taken.expired:
@@ -313,15 +334,8 @@ class Batcher:
         self._timer = None
         self._dispose(self.queue.sweep(self._clock()))
         self._pump()
-        if self._timer is None and (deadline := self.queue.earliest_deadline()) is not None:
+        if (deadline := self.queue.earliest_deadline()) is not None:
             self._set_timer(deadline)
-
-
-def _lane(signature: Signature, inputs: Tensors) -> Lane:
-    conforms = all(spec.admits(inputs[spec.name].shape) for spec in signature.inputs)
-    if not signature.batched:
-        return Lane(signature, tuple(inputs[spec.name].shape for spec in signature.inputs), conforms, fuses=False)
-    return Lane(signature, trailing_shapes(signature, inputs), conforms, fuses=True)
 
 
 def _parts(entries: list[Entry], given: int, outputs: Tensors) -> list[Tensors]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from service.errors import Overloaded
+from service.errors import InvalidArgument, Overloaded
 from service.tensors import Signature, Tensors
 
 _LONGEST_RETRY_S = 60.0
@@ -97,45 +97,49 @@ class BatchQueue:
     def __len__(self) -> int:
         return sum(map(len, self._lanes.values()))
 
-    def offer(self, entries: Sequence[Entry], now: float, rows_per_s: float = 0.0) -> Taken:
+    def has_room(self, entries: Sequence[Entry]) -> bool:
+        """Whether `offer` would take `entries`; where not, a `sweep` may make room."""
+        return not self._over_limit(sum(e.rows for e in entries), sum(e.size_bytes for e in entries))
+
+    def offer(self, entries: Sequence[Entry], rows_per_s: float = 0.0) -> None:
         """Queue all of `entries`, or none; never waits.
 
-        Returns what was swept out to make room. `rows_per_s` is the measured rate behind an
-        honest ``Retry-After``.
+        `rows_per_s` is the measured rate behind an honest ``Retry-After``.
 
         Raises:
             Overloaded: there is no room for them.
+            InvalidArgument: there never can be.
         """
         rows = sum(entry.rows for entry in entries)
         size = sum(entry.size_bytes for entry in entries)
-        swept = Taken()
         if self._over_limit(rows, size):
-            swept = self.sweep(now)
-            if self._over_limit(rows, size):
-                raise Overloaded(
-                    "The batch scheduling queue to which this task was submitted is full: "
-                    f"{self.rows} rows ({self.size_bytes} bytes) wait, {rows} rows ({size} bytes) came, "
-                    f"the limit is {self.limits.max_queue_rows} rows ({self.limits.max_queue_bytes} bytes)",
-                    min(self.rows / rows_per_s, _LONGEST_RETRY_S) if rows_per_s else 1.0,
-                )
+            limit = f"{self.limits.max_queue_rows} rows ({self.limits.max_queue_bytes} bytes)"
+            if rows > self.limits.max_queue_rows or size > self.limits.max_queue_bytes:
+                raise InvalidArgument(f"{rows} rows ({size} bytes) in one request, but the queue holds {limit}")
+            raise Overloaded(
+                "The batch scheduling queue to which this task was submitted is full: "
+                f"{self.rows} rows ({self.size_bytes} bytes) wait, {rows} rows ({size} bytes) came, "
+                f"the limit is {limit}",
+                min(self.rows / rows_per_s, _LONGEST_RETRY_S) if rows_per_s else 1.0,
+            )
         for entry in entries:
             self._lanes.setdefault(entry.lane.key, deque()).append(entry)
         self.rows += rows
         self.size_bytes += size
-        return swept
 
     def take(self, now: float) -> Taken:
-        """Remove the next batch: the lane whose first entry has waited longest, in order.
+        """Remove the next batch: of the lanes that are due, the one that has waited longest, in order.
 
         Entries whose caller has gone are skipped, and those past their deadline are set apart,
         both before the run. Nothing is taken while `next_look` lies ahead.
         """
         taken = Taken()
-        while self._lanes and not taken.entries:
-            key = min(self._lanes, key=lambda k: self._lanes[k][0].enqueued)
-            lane = self._lanes[key]
-            if not self._is_due(lane, now):
+        while not taken.entries:
+            due = [key for key, lane in self._lanes.items() if self._is_due(lane, now)]
+            if not due:
                 break
+            key = min(due, key=lambda k: self._lanes[k][0].enqueued)
+            lane = self._lanes[key]
             self._take_from(lane, now, taken)
             if not lane:
                 del self._lanes[key]

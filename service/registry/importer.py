@@ -56,15 +56,15 @@ def import_model(source: Source, *, cache_dir: Path, timeout_s: float, run_child
             _log.info("%s v%d was imported before", source.model, source.version)
             return target
         cache_dir.mkdir(parents=True, exist_ok=True)
+        _log.info("importing %s v%d from %s", source.model, source.version, source.path.name)
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=".import-", dir=cache_dir) as work:
+            converted = Path(work) / "model"
+            _convert(source.path, converted, Path(work), timeout_s, run_child or _run_child)
+            (converted / _MANIFEST).write_text(json.dumps({"source_sha256": key.partition("-")[0], **_versions()}))
+            _publish(converted, target)
     except OSError as error:
         raise ModelLoadError(f"cannot be imported: {error}") from error
-    _log.info("importing %s v%d from %s", source.model, source.version, source.path.name)
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=cache_dir) as work:
-        converted = Path(work) / "model"
-        _convert(source.path, converted, Path(work), timeout_s, run_child or _run_child)
-        (converted / _MANIFEST).write_text(json.dumps({"source_sha256": key.partition("-")[0], **_versions()}))
-        _publish(converted, target)
     _log.info("imported %s v%d in %.1f s", source.model, source.version, time.monotonic() - start)
     return target
 
@@ -98,7 +98,8 @@ def _publish(converted: Path, target: Path) -> None:
 
 
 def _convert(path: Path, target: Path, home: Path, timeout_s: float, run_child: RunChild) -> None:
-    command = [sys.executable, "-m", "service.registry.importer", str(path), str(target)]
+    # -P: whatever is called service or keras in the working directory is not ours
+    command = [sys.executable, "-P", "-m", "service.registry.importer", str(path), str(target)]
     try:
         child = run_child(command, timeout_s, _child_environment(home))
     except subprocess.TimeoutExpired:
@@ -187,7 +188,7 @@ def _load(path: Path) -> Any:
     except Exception as error:
         first_line = next(iter(str(error).strip().splitlines()), "")
         raise ModelLoadError(f"Keras cannot load it: {type(error).__name__}: {first_line}") from error
-    if not model.built or not _has_inputs(model):
+    if not getattr(model, "built", False) or not _has_inputs(model):
         raise ModelLoadError("the model has no input shape: call or build it once before saving it")
     return model
 

@@ -97,6 +97,8 @@ class Registry:
         self._metrics = metrics
         self._models: dict[str, dict[int, Version]] = {}
         self._problems: dict[str, list[VersionStatus]] = {}
+        self._defaults: dict[str, Version] = {}
+        """The highest READY version of each model that has one."""
         self.draining = False
         for problem in repository.problems:
             _log.error("%s: %s", _label(problem.model, problem.version), problem.reason)
@@ -105,7 +107,7 @@ class Registry:
             self._problems.setdefault(problem.model, []).append(status)
         for name, sources in _by_model(repository.sources).items():
             chosen = wanted(sources, Latest(1))
-            self._models[name] = {v: Version(s, metrics.state_changed) for v, s in sources.items() if v in chosen}
+            self._models[name] = {v: Version(s, self._on_change) for v, s in sources.items() if v in chosen}
 
     async def load_all(self) -> None:
         """Load every wanted version, one after another; none that fails stops the rest."""
@@ -162,6 +164,10 @@ class Registry:
         """The version meant by `ref`: the highest READY one where none is named."""
         if self.draining:
             raise Unavailable("the server is stopping and takes no new requests")
+        if ref.version is None and ref.label is None:
+            default = self._defaults.get(ref.name)
+            if default is not None:
+                return default
         versions = self._models.get(ref.name)
         if versions is None:
             for problem in self._problems.get(ref.name, []):
@@ -170,9 +176,7 @@ class Registry:
         if ref.label is not None:
             raise _unknown_label(ref.label)
         if ref.version is None:
-            ready = [v for v in versions.values() if v.lifecycle.state is State.READY]
-            candidates = ready or list(versions.values())
-            version = max(candidates, key=lambda v: v.source.version)
+            version = max(versions.values(), key=lambda v: v.source.version)  # none is READY
         elif ref.version in versions:
             version = versions[ref.version]
         else:
@@ -184,11 +188,17 @@ class Registry:
             raise Unavailable(f"model {ref.name!r} version {status.version} is {status.state.value}, not READY{why}")
         return version
 
+    def _on_change(self, status: VersionStatus) -> None:
+        """A version has changed its state."""
+        self._metrics.state_changed(status)
+        ready = [v for v in self._models[status.model].values() if v.lifecycle.state is State.READY]
+        if ready:
+            self._defaults[status.model] = max(ready, key=lambda v: v.source.version)
+        else:
+            self._defaults.pop(status.model, None)
+
     def _loaded_names(self) -> str:
-        ready = sorted(
-            n for n, vs in self._models.items() if any(v.lifecycle.state is State.READY for v in vs.values())
-        )
-        return f"loaded are {', '.join(ready)}" if ready else "no model is loaded"
+        return f"loaded are {', '.join(sorted(self._defaults))}" if self._defaults else "no model is loaded"
 
     async def _load(self, version: Version, loader: Runner) -> None:
         start = time.monotonic()

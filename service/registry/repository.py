@@ -66,7 +66,7 @@ def open_models(path: Path, name: str | None = None) -> Repository:
     path = path.resolve()
     if path.is_file() or (path / Kind.SAVED_MODEL.value).is_file():
         return _single(path, name)
-    if any(child.is_dir() and child.name.isdigit() for child in path.iterdir()):
+    if any(child.is_dir() and _version_number(child.name) is not None for child in path.iterdir()):
         return _versions(path, name or path.name, path)
     if _holds_one_file(path):
         return _single(path, name)
@@ -85,7 +85,11 @@ def scan(root: Path) -> Repository:
         if not _NAME.fullmatch(folder.name):
             problems.append(Problem(folder.name, None, "letters, digits, '_', '-' and '.' expected in a model's name"))
             continue
-        found = _versions(folder, folder.name, root)
+        try:
+            found = _versions(folder, folder.name, root)
+        except OSError as error:
+            problems.append(Problem(folder.name, None, f"the folder cannot be read: {error.strerror}"))
+            continue
         sources += found.sources
         problems += found.problems
     return Repository(tuple(sources), tuple(problems))
@@ -94,10 +98,10 @@ def scan(root: Path) -> Repository:
 def _single(path: Path, name: str | None) -> Repository:
     """One version by itself: ``<name>/<version>/model.keras`` tells both, else it is version 1."""
     folder = path.parent if path.is_file() else path
-    is_versioned = folder.name.isdigit()
-    version = int(folder.name) if is_versioned else 1
+    version = _version_number(folder.name)
     if name is None:
-        name = folder.parent.name if is_versioned else path.stem if path.is_file() else path.name
+        name = folder.parent.name if version is not None else path.stem if path.is_file() else path.name
+    version = 1 if version is None else version
     if not _NAME.fullmatch(name):
         raise InvalidArgument(f"{name!r} cannot be a model's name: give one with --name")
     if path.is_file():
@@ -118,14 +122,17 @@ def _versions(folder: Path, name: str, root: Path) -> Repository:
     for child in _visible(folder):
         if not child.is_dir():
             continue
-        if not (child.name.isascii() and child.name.isdigit()) or int(child.name[:20]) > _LARGEST_VERSION:
+        version = _version_number(child.name)
+        if version is None:
             _log.warning("%s: %r is ignored: it is no version number", name, child.name)
             continue
-        version = int(child.name)
         if version in sources:
             problems.append(Problem(name, version, f"two folders are version {version}"))
             continue
-        found = _version(child, name, version, root)
+        try:
+            found = _version(child, name, version, root)
+        except OSError as error:
+            found = Problem(name, version, f"the folder cannot be read: {error.strerror}")
         if isinstance(found, Problem):
             problems.append(found)
         else:
@@ -147,13 +154,22 @@ def _version(folder: Path, name: str, version: int, root: Path) -> Source | Prob
         names = ", ".join(sorted(Kind.SAVED_MODEL.value if p == folder else p.name for _, p in candidates))
         return Problem(name, version, f"one model expected in the folder, found {names}")
     kind, path = candidates[0]
-    if not path.resolve().is_relative_to(root.resolve()):
-        return Problem(name, version, f"{path.name} is a link out of the models' folder")
+    for entry in (path, folder / kind.value) if kind is Kind.SAVED_MODEL else (path,):
+        if not entry.resolve().is_relative_to(root.resolve()):
+            return Problem(name, version, f"{entry.name} is a link out of the models' folder")
     return Source(name, version, kind, path)
 
 
+def _version_number(name: str) -> int | None:
+    """The version that a folder's name means; None if it means none."""
+    if not (name.isascii() and name.isdigit()) or int(name) > _LARGEST_VERSION:
+        return None
+    return int(name)
+
+
 def _kind_of_file(path: Path) -> Kind | None:
-    return {".keras": Kind.KERAS, ".h5": Kind.H5, ".hdf5": Kind.H5}.get(path.suffix.lower())
+    """By the exact name, as Keras decides: it opens no ``model.H5``."""
+    return {".keras": Kind.KERAS, ".h5": Kind.H5, ".hdf5": Kind.H5}.get(path.suffix)
 
 
 def _holds_one_file(folder: Path) -> bool:

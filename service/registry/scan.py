@@ -10,6 +10,7 @@ import json
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -56,7 +57,6 @@ ALLOWED_MARKERS = {
     "__ellipsis__",
     "__slice__",
     "__tf_tensorshape__",
-    "__typespec__",
 }
 """What Keras writes in place of a class for plain values."""
 
@@ -73,6 +73,9 @@ REFUSED_CLASSES: dict[str, str] = {
 
 PATH_FIELDS = ("vocabulary", "idf_weights")
 """Fields that Keras reads a file for if they are text: only lists are data."""
+
+_H5_FAULTS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+"""What h5py raises for a damaged file, and what a group that holds itself comes to."""
 
 _ADVICE = "replace it by layers of Keras, or export a SavedModel with model.export() and serve that"
 
@@ -131,11 +134,13 @@ def _check_object(value: dict[str, Any], owner: str) -> None:
         if "module" in value and "class_name" in value:
             raise ModelLoadError(f"{owner} is refused: its class is {class_name!r}, not a name")
         return  # a plain value that happens to have a field of that name
-    if class_name in REFUSED_CLASSES or class_name.rpartition(">")[2] in REFUSED_CLASSES:
-        raise ModelLoadError(f"{owner} is refused: it {REFUSED_CLASSES[class_name.rpartition('>')[2]]}; {_ADVICE}")
+    registered = value.get("registered_name")
+    for name in (class_name, registered):  # some versions of Keras look a class up by either
+        bare_name = name.rpartition(">")[2] if isinstance(name, str) else ""
+        if bare_name in REFUSED_CLASSES:
+            raise ModelLoadError(f"{owner} is refused: it {REFUSED_CLASSES[bare_name]}; {_ADVICE}")
     if class_name in ALLOWED_MARKERS:
         return
-    registered = value.get("registered_name")
     if ">" in class_name or (isinstance(registered, str) and ">" in registered):
         raise ModelLoadError(f"{owner} is refused: {registered or class_name} is no class of Keras; {_ADVICE}")
     if "module" in value:
@@ -157,15 +162,14 @@ def _scan_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive.infolist())
-            config = archive.read("config.json")
-            scan_config(_parse(config))
+            if "config.json" not in archive.namelist():
+                raise ModelLoadError("the .keras file has no config.json")
+            scan_config(_parse(archive.read("config.json")))
             for member in archive.namelist():
                 if member.endswith(".h5"):
                     with archive.open(member) as file:
                         _check_h5_links(file)
-    except KeyError:
-        raise ModelLoadError("the .keras file has no config.json") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise ModelLoadError(f"the .keras file is damaged: {error}") from None
 
 
@@ -173,7 +177,7 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
     total = 0
     for member in members:
         parts = PurePosixPath(member.filename).parts
-        if member.filename.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+        if member.filename.startswith(("/", "\\")) or ".." in parts or any(":" in part for part in parts[:1]):
             raise ModelLoadError(f"the .keras file is refused: its member {member.filename!r} leads out of it")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ModelLoadError(f"the .keras file is refused: its member {member.filename!r} is a link")
@@ -191,7 +195,7 @@ def _scan_h5(path: Path) -> None:
         with h5py.File(path, "r") as file:
             _check_links(file)
             config = file.attrs.get("model_config")
-    except OSError as error:
+    except _H5_FAULTS as error:
         raise ModelLoadError(f"the .h5 file is damaged: {error}") from None
     if config is None:
         raise ModelLoadError("the .h5 file has weights only: save the whole model with model.save()")
@@ -204,7 +208,7 @@ def _check_h5_links(file: IO[bytes]) -> None:
     try:
         with h5py.File(file, "r") as weights:
             _check_links(weights)
-    except OSError as error:
+    except _H5_FAULTS as error:
         raise ModelLoadError(f"the weights are damaged: {error}") from None
 
 
@@ -238,5 +242,5 @@ def _links_out(group: Any, h5py: Any) -> Iterator[tuple[str, str]]:
 def _parse(text: bytes | str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ModelLoadError(f"the model's config is no JSON: {error}") from None

@@ -12,7 +12,6 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -169,6 +168,8 @@ def _rectangular(value: simdjson.Array, shape: tuple[int, ...], text: bytes) -> 
     if len(shape) < 2:
         return True
     inner_arrays = math.prod(shape[:-1])
+    if inner_arrays == 1:
+        return True  # no other array to differ from
     if text and inner_arrays * _PROXY_COST_BYTES > len(text):
         start, stop = text.find(b"["), text.rfind(b"]") + 1
         return text[start:stop].translate(None, _NUMBER_BYTES) == _skeleton(shape)
@@ -299,8 +300,13 @@ def quote(value: Any) -> str:
 
 
 def dumps(value: object) -> bytes:
-    """JSON of nested dicts, lists and finite arrays (see `jsonable`)."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    """JSON of nested dicts, lists and arrays (see `jsonable`).
+
+    orjson has no tokens for NaN and the infinities and writes ``null``; where that word appears,
+    all is written again with the bare tokens that TensorFlow Serving uses.
+    """
+    text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return _dumps_with_tokens(value) if b"null" in text else text
 
 
 def jsonable(array: Array, *, as_base64: bool = False) -> Any:
@@ -318,13 +324,7 @@ def jsonable(array: Array, *, as_base64: bool = False) -> Any:
     return np.ascontiguousarray(array)
 
 
-def is_finite(arrays: Mapping[str, Array]) -> bool:
-    """Whether orjson can write the arrays; it has no tokens for NaN and the infinities."""
-    return all(bool(np.isfinite(a).all()) for a in arrays.values() if a.dtype.kind in "fV")
-
-
-def dumps_with_tokens(value: object) -> bytes:
-    """As `dumps`, but with the bare tokens NaN, Infinity and -Infinity for what is not finite."""
+def _dumps_with_tokens(value: object) -> bytes:
     return json.dumps(value, default=_shortest, ensure_ascii=False).encode()
 
 

@@ -16,7 +16,7 @@ import simdjson
 
 from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, dumps, dumps_with_tokens, flat_array, is_finite, jsonable, plain, quote
+from service.rest.json_codec import Document, dumps, flat_array, jsonable, plain, quote
 from service.tensors import Array, DataType, Signature, TensorSpec, check_names, check_sizes, pack_strings, unpack_raw
 
 _WITHOUT_JSON = (DataType.FP16, DataType.BF16)
@@ -206,8 +206,7 @@ def encode_infer(prediction: Prediction, wanted: Wanted) -> tuple[bytes, int | N
     if wanted.id is not None:
         answer["id"] = wanted.id
     answer["outputs"] = outputs
-    in_json = {name: prediction.outputs[name] for name, binary in asked.items() if not binary}
-    text = dumps(answer) if is_finite(in_json) else dumps_with_tokens(answer)
+    text = dumps(answer)
     if not blobs:
         return text, None
     return b"".join((text, *blobs)), len(text)

@@ -12,7 +12,7 @@ import simdjson
 
 from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, dumps, dumps_with_tokens, is_finite, jsonable, plain, quote, to_array
+from service.rest.json_codec import Document, dumps, jsonable, plain, quote, to_array
 from service.tensors import Array, Signature, Tensors, check_names
 
 _FORMS = ("instances", "inputs")
@@ -99,10 +99,9 @@ def encode_predict(prediction: Prediction, form: str) -> bytes:
     """
     outputs = prediction.outputs
     values = {name: _jsonable(name, array) for name, array in outputs.items()}
-    write = dumps if is_finite(outputs) else dumps_with_tokens
     if form == "inputs":
-        return write({"outputs": next(iter(values.values())) if len(values) == 1 else values})
-    return write({"predictions": _rows(values, outputs)})
+        return dumps({"outputs": next(iter(values.values())) if len(values) == 1 else values})
+    return dumps({"predictions": _rows(values, outputs)})
 
 
 def _jsonable(name: str, array: Array) -> Any:

@@ -170,13 +170,14 @@ def _try(candidate: Candidate, draw: _Drawer, expected: dict[int, Tensors]) -> t
         inputs = draw.batch(bucket)
         try:
             difference = disagreement(outputs, plan.run(inputs))
+            if not difference:
+                costs[bucket] = _measure(plan, inputs)
         except KilnError as error:
             difference = str(error)
         if difference:
             _log.warning("%s: refused at %d rows: %s", candidate.name, bucket, difference)
             plan.close()
             return None
-        costs[bucket] = _measure(plan, inputs)
     return plan, costs
 
 
@@ -196,9 +197,17 @@ def disagreement(expected: Tensors, got: Tensors) -> str:
             if not np.array_equal(want, have):
                 return f"output {name!r} differs"
         elif not np.allclose(have.astype(np.float64), want.astype(np.float64), _RTOL, _ATOL, equal_nan=True):
-            largest = np.nanmax(np.abs(have.astype(np.float64) - want.astype(np.float64)))
-            return f"output {name!r} differs by up to {largest:.3g}"
+            return f"output {name!r} differs by up to {_largest_difference(want, have):.3g}"
     return ""
+
+
+def _largest_difference(want: Array, have: Array) -> float:
+    """Infinite where only one of the two is NaN or infinite."""
+    want, have = want.astype(np.float64), have.astype(np.float64)
+    same = (want == have) | (np.isnan(want) & np.isnan(have))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(have - want))
+    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
 
 
 def _repeats(plan: Plan, inputs: Tensors, outputs: Tensors) -> bool:
