@@ -73,7 +73,11 @@ async def _serve(settings: Settings) -> bool:
     )
     rest = _Rest(predictor, metrics, health, settings)
     grpc_port = await rpc.start()
-    rest_port = await rest.start()
+    try:
+        rest_port = await rest.start()
+    except OSError:
+        await rpc.stop(0.0)  # left to the garbage collector it prints a traceback after the reason
+        raise
     _log.info("kiln %s listens: REST on %s:%d, gRPC on %s:%d",
               __version__, settings.host, rest_port, settings.host, grpc_port)  # fmt: skip
     loading = asyncio.create_task(registry.load_all())
