@@ -67,7 +67,7 @@ def open_models(path: Path, name: str | None = None) -> Repository:
     if path.is_file() or (path / Kind.SAVED_MODEL.value).is_file():
         return _single(path, name)
     if any(child.is_dir() and _version_number(child.name) is not None for child in path.iterdir()):
-        return _versions(path, name or path.name, path)
+        return _versions(path, _usable(name or path.name), path)
     if _holds_one_file(path):
         return _single(path, name)
     if name is not None:
@@ -102,8 +102,7 @@ def _single(path: Path, name: str | None) -> Repository:
     if name is None:
         name = folder.parent.name if version is not None else path.stem if path.is_file() else path.name
     version = 1 if version is None else version
-    if not _NAME.fullmatch(name):
-        raise InvalidArgument(f"{name!r} cannot be a model's name: give one with --name")
+    name = _usable(name)
     if path.is_file():
         kind = _kind_of_file(path)
         if kind is None:
@@ -113,6 +112,12 @@ def _single(path: Path, name: str | None) -> Repository:
     if isinstance(found, Problem):
         raise InvalidArgument(f"{str(path)!r}: {found.reason}")
     return Repository((found,))
+
+
+def _usable(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(f"{name!r} cannot be a model's name: give one with --name")
+    return name
 
 
 def _versions(folder: Path, name: str, root: Path) -> Repository:

@@ -226,7 +226,6 @@ def _links_out(group: Any, h5py: Any) -> Iterator[tuple[str, str]]:
         place = f"{group.name.rstrip('/')}/{name}"
         if isinstance(link, h5py.ExternalLink):
             yield place, "an external link"
-            continue
         if not isinstance(link, h5py.HardLink):
             continue  # a soft link: its target is visited where it is
         item = group[name]
