@@ -31,6 +31,7 @@ _log = logging.getLogger("kiln.importer")
 _FORMAT = 1
 """Part of the cache's key: raise it when what the importer writes changes."""
 _MANIFEST = "kiln.json"
+_WORK_PREFIX = ".import-"
 _MAX_FILE_BYTES = 64 * 2**30
 _REFUSED = 3
 """Exit code of a child that says itself, on stdout, why it does not convert the file."""
@@ -58,7 +59,7 @@ def import_model(source: Source, *, cache_dir: Path, timeout_s: float, run_child
         cache_dir.mkdir(parents=True, exist_ok=True)
         _log.info("importing %s v%d from %s", source.model, source.version, source.path.name)
         start = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix=".import-", dir=cache_dir) as work:
+        with tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=cache_dir) as work:
             converted = Path(work) / "model"
             _convert(source.path, converted, Path(work), timeout_s, run_child or _run_child)
             (converted / _MANIFEST).write_text(json.dumps({"source_sha256": key.partition("-")[0], **_versions()}))
@@ -170,11 +171,16 @@ def _limit_resources() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent has ended and so closed the pipe at our stdin."""
+def _end_with_parent(work: Path) -> None:
+    """End this process when its parent has ended and so closed the pipe at our stdin.
+
+    `work`, the parent's temporary folder, goes with it: a parent that left in a hurry has not removed it.
+    """
 
     def watch() -> None:
         os.read(0, 1)  # not sys.stdin, whose lock would be held when the interpreter shuts down
+        if work.name.startswith(_WORK_PREFIX):
+            shutil.rmtree(work, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -210,7 +216,7 @@ def main(argv: list[str]) -> int:
     """The child: ``SOURCE TARGET``; refusals go to stdout."""
     source, target = Path(argv[0]), Path(argv[1])
     _limit_resources()
-    _end_with_parent()
+    _end_with_parent(target.parent)
     try:
         scan_file(source)
         _export(_load(source), target)

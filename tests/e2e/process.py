@@ -117,7 +117,8 @@ class Server:
 
     def children(self) -> list[psutil.Process]:
         """Processes that the server has started and that are still there."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        children: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return children
 
     def mapped(self) -> str:
         """The files mapped into the server's memory: its shared libraries."""

@@ -123,9 +123,17 @@ def test_a_broken_model_beside_a_good_one(start: Start, digits: Digits, tmp_path
 
 
 @pytest.fixture
-def loading(start: Start, tmp_path: Path) -> Server:
+def fresh(tmp_path: Path) -> Path:
+    """A cache with nothing in it yet."""
+    folder = tmp_path / "fresh"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def loading(start: Start, fresh: Path) -> Server:
     """A server that converts digits: the child process for it has begun."""
-    server = start(MODELS, wait=False, cache=tmp_path / "fresh")
+    server = start(MODELS, wait=False, cache=fresh)
     server.wait(lambda: "importing digits" in server.log and bool(server.children()), "importing")
     return server
 
@@ -147,13 +155,14 @@ def test_while_models_load(loading: Server):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_stopped_while_models_load(loading: Server, number: signal.Signals):
-    """A signal while a model is converted ends server and child soon, with exit code 0."""
+def test_stopped_while_models_load(loading: Server, fresh: Path, number: signal.Signals):
+    """A signal while a model is converted ends server and child soon, with exit code 0, and leaves nothing behind."""
     children = loading.children()
     loading.signal(number)
     assert loading.exit_code(5.0) == 0, loading.log
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+    assert list(fresh.iterdir()) == []
 
 
 def test_settings_from_flag_environment_and_file(start: Start, digits: Digits, tmp_path: Path):
