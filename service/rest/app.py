@@ -105,5 +105,8 @@ async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
 def _openapi(app: FastAPI, generate: Callable[[FastAPI], dict[str, Any]]) -> dict[str, Any]:
     """FastAPI's document, with the paths that its router does not see."""
     if app.openapi_schema is None:
-        generate(app)["paths"].update(HOT_PATHS)
+        paths = generate(app)["paths"]
+        for operation in (operation for path in paths.values() for operation in path.values()):
+            operation["responses"].pop("422", None)  # FastAPI's own refusal; nothing here can cause it
+        paths.update(HOT_PATHS)
     return app.openapi_schema or {}

@@ -23,6 +23,18 @@ _TFSERVING = "TensorFlow Serving"
 _OIP = "Open Inference Protocol v2"
 
 
+SERVER = {"name": "kiln", "version": "0.1.0", "extensions": ["binary_tensor_data", "parameters"]}
+HEALTH = {"live": True, "ready": True}
+MODEL_READY = {"name": "digits", "ready": True}
+MODEL = {
+    "name": "digits",
+    "versions": ["1"],
+    "platform": "keras",
+    "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 8, 8, 1]}],
+    "outputs": [{"name": "output_0", "datatype": "FP32", "shape": [-1, 10]}],
+}
+
+
 def _parameter(name: str, where: str, example: Any, text: str) -> dict[str, Any]:
     kind = "integer" if isinstance(example, int) else "string"
     return {
@@ -48,7 +60,8 @@ def _json(examples: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema, "examples": named}}
 
 
-def _errors(*statuses: int) -> dict[str, Any]:
+def error_responses(*statuses: int) -> dict[int | str, Any]:
+    """The error shape of both dialects, for each status."""
     texts = {
         400: "the request is wrong: the text names the field, what was expected and what came",
         404: "no such model or version",
@@ -94,7 +107,7 @@ _PREDICT = {
                 {"type": "object", "properties": {"predictions": {"type": "array", "items": {}}, "outputs": {}}},
             ),
         },
-        **_errors(400, 404, 413, 429, 503, 504),
+        **error_responses(400, 404, 413, 429, 503, 504),
     },
 }
 _STATUS = {
@@ -114,15 +127,38 @@ _STATUS = {
                 {"type": "object"},
             ),
         },
-        **_errors(404),
+        **error_responses(404),
     },
+}
+
+
+def _tensor_info(name: str, sizes: tuple[int, ...]) -> dict[str, Any]:
+    dim = [{"size": str(size), "name": ""} for size in sizes]
+    return {"dtype": "DT_FLOAT", "tensor_shape": {"dim": dim, "unknown_rank": False}, "name": name}
+
+
+_SIGNATURES = {
+    "digits": {
+        "model_spec": {"name": "digits", "signature_name": "", "version": "1"},
+        "metadata": {
+            "signature_def": {
+                "signature_def": {
+                    "serving_default": {
+                        "inputs": {"image": _tensor_info("serving_default_image:0", (-1, 8, 8, 1))},
+                        "outputs": {"output_0": _tensor_info("StatefulPartitionedCall_1:0", (-1, 10))},
+                        "method_name": "tensorflow/serving/predict",
+                    }
+                }
+            }
+        },
+    }
 }
 _METADATA = {
     "tags": [_TFSERVING],
     "summary": "Signatures of the model",
     "responses": {
-        "200": {"description": "the SignatureDefMap as JSON", "content": _json({}, {"type": "object"})},
-        **_errors(404, 503),
+        "200": {"description": "the SignatureDefMap as JSON", "content": _json(_SIGNATURES, {"type": "object"})},
+        **error_responses(404, 503),
     },
 }
 _LIST = {
@@ -184,7 +220,7 @@ _INFER = {
                 {"type": "object"},
             ),
         },
-        **_errors(400, 404, 413, 429, 503, 504),
+        **error_responses(400, 404, 413, 429, 503, 504),
     },
 }
 

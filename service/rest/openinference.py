@@ -14,6 +14,7 @@ from service.errors import InvalidArgument, NotFound
 from service.predictor import EXTENSIONS, SERVER_NAME, Decoded, ModelRef, Predictor
 from service.registry.lifecycle import State
 from service.rest.http import JSON, Asgi, Headers, Receive, Scope, Send, answer, deadline, guarded, header, read_body
+from service.rest.openapi import HEALTH, MODEL, MODEL_READY, SERVER, error_responses
 from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
 from service.tensors import Signature
 
@@ -82,32 +83,49 @@ def _header_length(scope: Scope) -> int | None:
     return int(text)
 
 
+def _example(value: dict[str, Any], *errors: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI of a route's answers."""
+    return {200: {"content": {"application/json": {"example": value}}}, **error_responses(*errors)}
+
+
 def metadata_router(predictor: Predictor, is_ready: Callable[[], bool]) -> APIRouter:
     """Server and model metadata, liveness and readiness."""
     router = APIRouter(tags=["Open Inference Protocol v2"])
     engine = predictor.engine
 
-    @router.get("/v2", summary="Server metadata")
+    @router.get("/v2", summary="Server metadata", responses=_example(SERVER))
     async def server_metadata() -> dict[str, Any]:
         return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
 
-    @router.get("/v2/health/live", summary="Whether the server is alive")
+    @router.get("/v2/health/live", summary="Whether the server is alive", responses=_example(HEALTH))
     async def live() -> dict[str, bool]:
         return {"live": True, "ready": is_ready()}
 
-    @router.get("/v2/health/ready", summary="Whether the server takes requests; 503 if not")
+    @router.get("/v2/health/ready", summary="Whether the server takes requests; 503 if not", responses=_example(HEALTH))
     async def ready(response: Response) -> dict[str, bool]:
         if not is_ready():
             response.status_code = 503
         return {"live": True, "ready": is_ready()}
 
-    @router.get("/v2/models/{model}", summary="Model metadata")
-    @router.get("/v2/models/{model}/versions/{version}", summary="Metadata of one version")
+    @router.get("/v2/models/{model}", summary="Model metadata", responses=_example(MODEL, 404, 503))
+    @router.get(
+        "/v2/models/{model}/versions/{version}",
+        summary="Metadata of one version",
+        responses=_example(MODEL, 404, 503),
+    )
     async def metadata(model: str = ModelName, version: str = "") -> dict[str, Any]:
         return model_metadata(engine.describe(model_ref(model, version)))
 
-    @router.get("/v2/models/{model}/ready", summary="Whether the model can be asked; 503 if not")
-    @router.get("/v2/models/{model}/versions/{version}/ready", summary="Whether one version can be asked")
+    @router.get(
+        "/v2/models/{model}/ready",
+        summary="Whether the model can be asked; 503 if not",
+        responses=_example(MODEL_READY, 404),
+    )
+    @router.get(
+        "/v2/models/{model}/versions/{version}/ready",
+        summary="Whether one version can be asked",
+        responses=_example(MODEL_READY, 404),
+    )
     async def model_ready(response: Response, model: str = ModelName, version: str = "") -> dict[str, Any]:
         states = [status.state for status in engine.statuses(model_ref(model, version))]
         is_model_ready = State.READY in states
