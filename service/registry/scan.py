@@ -135,16 +135,21 @@ def _check_object(value: dict[str, Any], owner: str) -> None:
             raise ModelLoadError(f"{owner} is refused: its class is {class_name!r}, not a name")
         return  # a plain value that happens to have a field of that name
     registered = value.get("registered_name")
-    for name in (class_name, registered):  # some versions of Keras look a class up by either
-        bare_name = name.rpartition(">")[2] if isinstance(name, str) else ""
-        if bare_name in REFUSED_CLASSES:
-            raise ModelLoadError(f"{owner} is refused: it {REFUSED_CLASSES[bare_name]}; {_ADVICE}")
+    _check_refused(class_name, owner)
+    if isinstance(registered, str):  # some versions of Keras look a class up by either
+        _check_refused(registered, owner)
     if class_name in ALLOWED_MARKERS:
         return
     if ">" in class_name or (isinstance(registered, str) and ">" in registered):
         raise ModelLoadError(f"{owner} is refused: {registered or class_name} is no class of Keras; {_ADVICE}")
     if "module" in value:
         _check_module(value["module"], class_name, owner)
+
+
+def _check_refused(name: str, owner: str) -> None:
+    bare_name = name.rpartition(">")[2]
+    if bare_name in REFUSED_CLASSES:
+        raise ModelLoadError(f"{owner} is refused: it {REFUSED_CLASSES[bare_name]}; {_ADVICE}")
 
 
 def _check_module(module: Any, class_name: str, owner: str) -> None:
@@ -169,7 +174,7 @@ def _scan_zip(path: Path) -> None:
                 if member.endswith(".h5"):
                     with archive.open(member) as file:
                         _check_h5_links(file)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
         raise ModelLoadError(f"the .keras file is damaged: {error}") from None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import InvalidArgument
-from service.registry.repository import Kind, Problem, Source, open_models, scan
+from service.registry.repository import Kind, Problem, Repository, Source, open_models, scan
 
 EXPECTED = "model.keras, model.h5 or a SavedModel (saved_model.pb and variables/) expected"
 NAME_RULE = "letters, digits, '_', '-' and '.' expected"
@@ -248,4 +248,4 @@ def test_what_cannot_be_served_at_all_is_refused(
 def test_an_empty_folder_has_nothing_to_tell(models: Path) -> None:
     """A folder without models is an empty repository."""
     assert scan(models) == open_models(models)
-    assert open_models(models).sources == open_models(models).problems == ()
+    assert open_models(models) == Repository()

@@ -123,7 +123,7 @@ def test_a_field_that_names_a_file_is_refused(field: str) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        lambda bad: model(bad),
+        model,
         lambda bad: model(model(DENSE, bad)),
         lambda bad: model(layer("Bidirectional", config={"name": "outer", "layer": bad})),
         lambda bad: model(layer("Dense", config={"name": "outer", "kernel_initializer": bad})),
@@ -242,6 +242,9 @@ def damaged(data: bytes, what: str) -> bytes:
     directory = data.index(b"PK\x01\x02")
     if what == "truncated":
         return data[:-30]
+    if what == "name":  # says that it is UTF-8, and is not
+        data = data[: directory + 9] + b"\x08" + data[directory + 10 :]
+        return data[: directory + 46] + b"\xff" + data[directory + 47 :]
     if what == "content":  # flips a byte of the deflated stream, which follows the name
         at = data.index(b"config.json") + len("config.json")
         return data[:at] + b"\xff\xff\xff" + data[at + 3 :]
@@ -249,7 +252,7 @@ def damaged(data: bytes, what: str) -> bytes:
     return data[: directory + at] + bytes([value]) + data[directory + at + 1 :]
 
 
-@pytest.mark.parametrize("what", ["truncated", "content", "encrypted", "method"])
+@pytest.mark.parametrize("what", ["truncated", "content", "encrypted", "method", "name"])
 def test_a_damaged_archive_is_refused(path: Path, what: str) -> None:
     """Cut off, corrupt, encrypted or packed in an unknown way: each is damage, none a crash."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
