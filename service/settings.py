@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -129,14 +130,24 @@ def load_settings(flags: dict[str, Any]) -> Settings:
         SettingsError: a value is wrong, a name unknown, or the file unreadable.
     """
     config = flags.get("config") or os.environ.get(ENV_PREFIX + "CONFIG")
-    if config and not Path(config).is_file():
-        raise SettingsError(f"--config: no file {config!r}")
+    if config:
+        _check_yaml(config)
     try:
         return Settings(**flags)
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(e) for e in error.errors())) from error
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"the configuration file {config}: {error}") from error
+
+
+def _check_yaml(config: str) -> None:
+    """Raise `SettingsError` unless the file is there and maps names to values."""
+    if not Path(config).is_file():
+        raise SettingsError(f"--config: no file {config!r}")
+    try:
+        content = yaml.safe_load(Path(config).read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"--config: {config} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if content is not None and not (isinstance(content, dict) and all(isinstance(key, str) for key in content)):
+        raise SettingsError(f"--config: {config}: names of settings with their values expected, got {content!r}")
 
 
 def _explain(error: Any) -> str:
