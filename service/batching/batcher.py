@@ -148,9 +148,8 @@ class Batcher:
         Returns whether nothing was left.
         """
         self._closed = True
-        if not self._idle.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), drain_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), drain_s)
         left = self.queue.clear() + [e for batch in (*self._retries, *self._running) for e in batch]
         self._retries.clear()
         if left:
