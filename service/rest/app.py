@@ -42,7 +42,7 @@ class KilnApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path: str = scope["path"]
-            if path.startswith("/v2/models/") and path.endswith("/infer"):
+            if path.startswith("/v2/models/") and path.endswith("/infer") and path != "/v2/models/infer":
                 await self.infer(scope, receive, send)
                 return
             if path[:4].lower() in ("/v1/", "/v1"):

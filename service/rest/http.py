@@ -67,6 +67,8 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
         raise TooLarge(f"the body has {int(length)} bytes, over the limit of {limit_bytes}")
     message = await receive()
     body: bytes = message.get("body", b"")
+    if len(body) > limit_bytes:
+        raise TooLarge(f"the body has over {limit_bytes} bytes, the limit")
     if message.get("more_body"):
         parts = [body]
         size = len(body)
@@ -75,7 +77,7 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > limit_bytes:
-                raise TooLarge(f"the body has over {size} bytes, the limit is {limit_bytes}")
+                raise TooLarge(f"the body has over {limit_bytes} bytes, the limit")
         body = b"".join(parts)
     if message["type"] == "http.disconnect":
         raise Cancelled("the caller left before the body was complete")
@@ -98,6 +100,8 @@ def _inflate(body: bytes, encoding: bytes, limit_bytes: int) -> bytes:
         raise TooLarge(f"the body inflates to over {limit_bytes} bytes, the limit")
     if not inflater.eof:
         raise InvalidArgument("the gzip body is cut off")
+    if inflater.unused_data:
+        raise InvalidArgument(f"one gzip member expected as the body, {len(inflater.unused_data)} bytes follow it")
     return plain
 
 

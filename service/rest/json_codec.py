@@ -100,32 +100,47 @@ def plain(value: Any, max_depth: int = MAX_DIMENSIONS) -> Any:
     return convert(value, max_depth)
 
 
-def to_array(value: Any, spec: TensorSpec, text: bytes = b"", max_depth: int = MAX_DIMENSIONS) -> Array:
+def count_lists(text: bytes) -> int:
+    """How many lists `text` has at most; brackets within strings are counted too."""
+    return text.count(b"[", 0, text.rfind(b"[") + 1)  # memrchr is faster than counting past the last
+
+
+def to_array(
+    value: Any, spec: TensorSpec, text: bytes = b"", max_depth: int = MAX_DIMENSIONS, most_lists: int | None = None
+) -> Array:
     """A nested JSON value as an array of `spec`'s type and its own shape.
 
     `text` is the body that `value` is the only array of, if so: then whether it is rectangular
-    is told from its brackets and commas alone.
+    is told from its brackets and commas alone. `most_lists` is how many lists there can be in
+    `value`, itself included, where that is known.
 
     Raises:
         InvalidArgument: ragged, nested deeper than `max_depth`, or with elements of another type;
             names the input and the place.
     """
     if isinstance(value, simdjson.Array):
-        array = _numeric(value, spec, text, min(max_depth, MAX_DIMENSIONS))
+        if text:
+            most_lists = count_lists(text)
+        array = _numeric(value, spec, text, min(max_depth, MAX_DIMENSIONS), most_lists)
         if array is not None:
             return array
-        value = plain(value, max_depth)
-    return _from_python(value, spec)
+    return _from_python(plain(value, max_depth), spec)
 
 
-def flat_array(value: Any, spec: TensorSpec, shape: tuple[int, ...], max_depth: int = MAX_DIMENSIONS) -> Array:
-    """JSON data, flat or nested, row-major, as an array of exactly `shape`."""
+def flat_array(
+    value: Any,
+    spec: TensorSpec,
+    shape: tuple[int, ...],
+    max_depth: int = MAX_DIMENSIONS,
+    most_lists: int | None = None,
+) -> Array:
+    """JSON data, flat or nested, row-major, as an array of exactly `shape`; for the rest see `to_array`."""
     count = math.prod(shape)
     if isinstance(value, simdjson.Array):
         buffer = _buffer(value, spec)
-        if buffer is not None and len(value) == count == len(buffer):
+        if buffer is not None and count == len(buffer) and _rectangular(value, (count,), b"", most_lists):
             return _cast(buffer, spec).reshape(shape)
-    array = to_array(value, spec, max_depth=max_depth)
+    array = to_array(value, spec, max_depth=max_depth, most_lists=most_lists)
     if array.size != count or (array.ndim > 1 and array.shape != shape):
         raise InvalidArgument(
             f"input {spec.name!r}: shape {list(shape)} has {count} elements, "
@@ -134,7 +149,9 @@ def flat_array(value: Any, spec: TensorSpec, shape: tuple[int, ...], max_depth: 
     return array.reshape(shape)
 
 
-def _numeric(value: simdjson.Array, spec: TensorSpec, text: bytes, max_depth: int) -> Array | None:
+def _numeric(
+    value: simdjson.Array, spec: TensorSpec, text: bytes, max_depth: int, most_lists: int | None
+) -> Array | None:
     """The fast way; None where Python must look closer."""
     buffer = _buffer(value, spec)
     if buffer is None:
@@ -148,7 +165,7 @@ def _numeric(value: simdjson.Array, spec: TensorSpec, text: bytes, max_depth: in
         if not shape[-1]:
             break
         inner = inner[0]
-    if len(buffer) != math.prod(shape) or not _rectangular(value, tuple(shape), text):
+    if len(buffer) != math.prod(shape) or not _rectangular(value, tuple(shape), text, most_lists):
         return None
     return _cast(buffer, spec).reshape(shape)
 
@@ -163,23 +180,23 @@ def _buffer(value: simdjson.Array, spec: TensorSpec) -> Array | None:
         return None  # something in it is not such a number
 
 
-def _rectangular(value: simdjson.Array, shape: tuple[int, ...], text: bytes) -> bool:
-    """Whether every nested array at one level has the same length."""
-    if len(shape) < 2:
-        return True
+def _rectangular(value: simdjson.Array, shape: tuple[int, ...], text: bytes, most_lists: int | None) -> bool:
+    """Whether every nested array at one level has the same length, and the innermost hold no arrays."""
     inner_arrays = math.prod(shape[:-1])
-    if inner_arrays == 1:
-        return True  # no other array to differ from
-    if text and inner_arrays * _PROXY_COST_BYTES > len(text):
+    if text and inner_arrays > 1 and inner_arrays * _PROXY_COST_BYTES > len(text):
         start, stop = text.find(b"["), text.rfind(b"]") + 1
         return text[start:stop].translate(None, _NUMBER_BYTES) == _skeleton(shape)
-    return _same_lengths(value, shape)
+    lists = sum(math.prod(shape[:axis]) for axis in range(len(shape)))
+    return _same_lengths(value, shape, look_inside=lists != most_lists)
 
 
-def _same_lengths(value: Any, shape: tuple[int, ...]) -> bool:
+def _same_lengths(value: Any, shape: tuple[int, ...], *, look_inside: bool) -> bool:
+    """`look_inside` the innermost arrays where it is not known that all their elements are numbers."""
     if not isinstance(value, simdjson.Array) or len(value) != shape[0]:
         return False
-    return len(shape) == 1 or all(_same_lengths(item, shape[1:]) for item in value)
+    if len(shape) == 1:
+        return not (look_inside and simdjson.Array in set(map(type, value)))
+    return all(_same_lengths(item, shape[1:], look_inside=look_inside) for item in value)
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,7 @@ import simdjson
 
 from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, dumps, flat_array, jsonable, plain, quote
+from service.rest.json_codec import Document, count_lists, dumps, flat_array, jsonable, plain, quote
 from service.tensors import Array, DataType, Signature, TensorSpec, check_names, check_sizes, pack_strings, unpack_raw
 
 _WITHOUT_JSON = (DataType.FP16, DataType.BF16)
@@ -59,8 +59,10 @@ def decode_infer(
             known = ", ".join(sorted(signature.output_by_name))
             raise InvalidArgument(f"unknown output {name!r}: signature {signature.name!r} gives {known}")
     tail = _Tail(body, len(text))
+    most_lists = _most_lists(document, tensors)
     inputs = {
-        name: _tensor(tensor, signature.input_by_name[name], tail, max_depth - 3) for name, tensor in named.items()
+        name: _tensor(tensor, signature.input_by_name[name], tail, max_depth - 3, most_lists)
+        for name, tensor in named.items()
     }
     tail.check_used()
     return Decoded(signature, inputs), wanted
@@ -106,7 +108,16 @@ class _Tail:
             raise InvalidArgument(f"{left} bytes follow the last binary input: the sizes do not add up to the body")
 
 
-def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int) -> Array:
+def _most_lists(document: Document, tensors: list[Any]) -> int:
+    """How many lists one tensor's data can consist of: those of the body less those that are known.
+
+    Known are the inputs, their shapes, the outputs, and one list of data for each other tensor.
+    """
+    others = sum(tensor.get("data") is not None for tensor in tensors) - 1
+    return count_lists(document.text) - 1 - len(tensors) - (document.get("outputs") is not None) - others
+
+
+def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lists: int) -> Array:
     received = tensor.get("datatype")
     if received != spec.dtype.value:
         raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {quote(received)}")
@@ -119,7 +130,7 @@ def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int) -> Array
         return unpack_raw(tail.next(parameters["binary_data_size"], spec.name), spec.dtype, shape, spec.name)
     if not isinstance(data, simdjson.Array | list):
         raise InvalidArgument(f"input {spec.name!r}: data must be a list, got {quote(data)}")
-    return flat_array(data, spec, shape, max_depth)
+    return flat_array(data, spec, shape, max_depth, most_lists)
 
 
 def _shape(value: Any, spec: TensorSpec) -> tuple[int, ...]:
@@ -163,6 +174,8 @@ def _wanted(document: Document) -> Wanted:
     request_id = document.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise InvalidArgument(f"'id' must be a string, got {quote(request_id)}")
+    if request_id is not None and not _is_text(request_id):
+        raise InvalidArgument("'id' must be text, got a lone surrogate")
     parameters = _parameters(document.get("parameters"), "parameters")
     signature_name = parameters.get("signature_name", "")
     if not isinstance(signature_name, str):
@@ -174,6 +187,14 @@ def _wanted(document: Document) -> Wanted:
             own = _parameters(output.get("parameters"), f"output {output['name']!r}: parameters")
             wanted.outputs[output["name"]] = _flag(own, "binary_data", default=wanted.binary)
     return wanted
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:

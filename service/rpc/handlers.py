@@ -19,6 +19,9 @@ from service.rpc.codes import GRPC_STATUS
 
 _log = logging.getLogger("kiln.rpc")
 
+_LONGEST_TEXT = 1000
+"""Characters of an error that are sent: a status over 16 KB of metadata, where each may take 12 bytes, is lost."""
+
 Handler = Callable[[bytes, float], Awaitable[bytes]]
 Handlers = Mapping[str, Handler]
 
@@ -56,7 +59,10 @@ def _bind(
         trailers: tuple[tuple[str, str], ...] = ()
         if isinstance(failure, Overloaded):
             trailers = (("retry-after", str(max(1, math.ceil(failure.retry_after_s)))),)
-        await context.abort(GRPC_STATUS[failure.code], str(failure), trailers)
+        text = str(failure)
+        if len(text) > _LONGEST_TEXT:
+            text = text[:_LONGEST_TEXT] + "…"
+        await context.abort(GRPC_STATUS[failure.code], text, trailers)
         raise AssertionError("abort raises")  # for the type checker
 
     return call

@@ -45,6 +45,8 @@ _VALUES = {
     DataType.FP64: "double_val",
     DataType.BYTES: "string_val",
 }
+_LIST_TYPES = {"int_val": np.int64, "int64_val": np.int64, "uint32_val": np.uint64, "uint64_val": np.uint64}
+"""What holds any value of a list of integers, of which an unsigned input may have been given a negative one."""
 _STATES = {
     State.NEW: pb.ModelVersionStatus.START,
     State.LOADING: pb.ModelVersionStatus.LOADING,
@@ -119,8 +121,7 @@ def _from_list(values: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     elif spec.dtype in (DataType.FP16, DataType.BF16):
         given = np.array(values, np.int64).astype(np.uint16).view(spec.dtype.numpy)  # bit patterns
     else:
-        wide = {"i": np.int64, "u": np.uint64}.get(spec.dtype.numpy.kind)
-        given = integers_fit(np.array(values, wide or spec.dtype.numpy), spec)
+        given = integers_fit(np.array(values, _LIST_TYPES.get(_VALUES[spec.dtype], spec.dtype.numpy)), spec)
     if len(given) == count:
         return given.reshape(shape)
     if count > _LARGEST_BROADCAST:
