@@ -30,6 +30,7 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = bytes.maketrans(b"[{]}", bytes((1, 1, 255, 255)))
 """What each bracket adds to the depth, as int8."""
+_NESTING = {list, dict}
 _BUFFER_TYPES = {"f": "d", "V": "d", "i": "i", "u": "u"}
 """simdjson's element type by NumPy's kind (bfloat16 has the kind V)."""
 _BUFFER_DTYPES = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
@@ -67,7 +68,7 @@ def _parse_leniently(text: bytes, max_depth: int) -> Any:
         raise InvalidArgument("JSON Parse error: The document is empty")
     _check_depth(text, max_depth)
     try:
-        return json.loads(text)
+        return json.loads(text.decode())
     except json.JSONDecodeError as error:
         raise InvalidArgument(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -89,13 +90,23 @@ def plain(value: Any, max_depth: int = MAX_DIMENSIONS) -> Any:
     """A value as Python lists and dicts; `InvalidArgument` if nested deeper than `max_depth`."""
 
     def convert(value: Any, left: int) -> Any:
-        if not isinstance(value, simdjson.Array | simdjson.Object):
+        if isinstance(value, simdjson.Object):
+            value = dict(value.items())  # plain all the way down
+            bound(value, left)
+        if not isinstance(value, simdjson.Array):
             return value
         if left <= 0:
             raise _too_deep(max_depth)
-        if isinstance(value, simdjson.Array):
-            return [convert(item, left - 1) for item in value]
-        return {key: convert(item, left - 1) for key, item in value.items()}
+        return [convert(item, left - 1) for item in value]
+
+    def bound(value: Any, left: int) -> None:
+        if left <= 0:
+            raise _too_deep(max_depth)
+        items = value.values() if isinstance(value, dict) else value
+        if not _NESTING.isdisjoint(map(type, items)):
+            for item in items:
+                if type(item) in _NESTING:
+                    bound(item, left - 1)
 
     return convert(value, max_depth)
 
