@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from service.registry.lifecycle import State
 
+Transition = Literal["availability", "resource"]
 _MOVING = {State.LOADING, State.WARMING, State.DRAINING}
 
 
@@ -15,6 +17,21 @@ class Latest:
     """The `count` highest versions."""
 
     count: int = 1
+
+
+@dataclass(frozen=True)
+class All:
+    """Every version."""
+
+
+@dataclass(frozen=True)
+class Specific:
+    """These versions and no others."""
+
+    versions: frozenset[int]
+
+
+VersionPolicy = Latest | All | Specific
 
 
 @dataclass(frozen=True)
@@ -31,24 +48,32 @@ class Unload:
     version: int
 
 
-def wanted(versions: Iterable[int], policy: Latest) -> set[int]:
+def wanted(versions: Iterable[int], policy: VersionPolicy) -> set[int]:
     """The versions that `policy` wants among those that exist."""
-    return set(sorted(versions)[-policy.count :])
+    if isinstance(policy, Specific):
+        return policy.versions & set(versions)
+    if isinstance(policy, All):
+        return set(versions)
+    return set(sorted(versions, reverse=True)[: policy.count])
 
 
-def next_action(want: set[int], states: Mapping[int, State]) -> Load | Unload | None:
+def next_action(
+    want: set[int], states: Mapping[int, State], transition: Transition = "availability"
+) -> Load | Unload | None:
     """The next step of one model, or None where there is nothing to do but wait.
 
-    `states` has every version that is known. One step at a time, and availability first: what is
-    no longer wanted goes only when everything wanted is READY, so a new version that fails never
-    takes the old one down.
+    `states` has every version that is known. One step at a time. With ``availability`` what is no
+    longer wanted goes only when everything wanted is READY, so a new version that fails never takes
+    the old one down; with ``resource`` it goes first, so that both never need room at once.
     """
     if any(state in _MOVING for state in states.values()):
         return None
     missing = [v for v in want if states.get(v, State.NEW) is State.NEW]
+    surplus = [v for v, state in states.items() if state is State.READY and v not in want]
+    if surplus and (not want or all(states.get(v) is State.READY for v in want)):
+        return Unload(min(surplus))
+    if surplus and missing and transition == "resource":
+        return Unload(min(surplus))
     if missing:
         return Load(max(missing))
-    surplus = [v for v, state in states.items() if state is State.READY and v not in want]
-    if surplus and all(states[v] is State.READY for v in want):
-        return Unload(min(surplus))
     return None

@@ -20,11 +20,14 @@ PlanName = Literal["auto", "signature", "openvino"]
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How versions are planned: see the settings of the same names."""
+    """How a version is placed and planned: see the settings and the fields of `ModelConfig` of the same names."""
 
     max_batch_rows: int
     plan: PlanName = "auto"
     plan_budget_s: float = 10.0
+    device: str = "auto"
+    stateful: bool = False
+    allow_operations: frozenset[str] = frozenset()
 
 
 class LoadedModel:

@@ -1,0 +1,101 @@
+"""What is said of each model: where it lies, which versions, labels, device, trust; from a YAML file or a client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import InvalidArgument
+from service.registry.policy import All, Latest, Specific, VersionPolicy
+
+
+def _policy(value: Any) -> VersionPolicy:
+    """``all``, ``{latest: 2}`` or a list of versions."""
+    if isinstance(value, All | Latest | Specific):
+        return value
+    if value == "all":
+        return All()
+    if isinstance(value, Mapping) and set(value) == {"latest"} and type(value["latest"]) is int and value["latest"] > 0:
+        return Latest(value["latest"])
+    if isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value):
+        return Specific(frozenset(value))
+    raise ValueError("all, {latest: N} or a list of versions expected")
+
+
+class Shadow(BaseModel):
+    """A copy of `share` of the requests goes to the version `to` (a number or a label); its answers are only compared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: int | str
+    share: float = Field(1.0, gt=0, le=1)
+
+
+class ModelConfig(BaseModel):
+    """How one model is served. Everything has a default: a model need not be configured at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    path: str | None = Field(None, description="folder of its versions, or a URL of one; default: MODELS/NAME")
+    versions: Annotated[VersionPolicy, BeforeValidator(_policy)] = Field(
+        Latest(1), description="`{latest: N}`, `all` or a list of versions"
+    )
+    labels: dict[str, int] = Field({}, description="version by label, such as `stable: 1`")
+    split: dict[int | str, float] = Field(
+        {}, description="share of the requests that name no version, by version or label; shares are relative"
+    )
+    shadow: Shadow | None = Field(None, description="`{to: LABEL, share: 0.1}`: a version that answers on trial")
+    transition: Literal["availability", "resource"] = Field(
+        "availability", description="a new version is ready before the old one goes, or the old one goes first"
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu(:\d+)?|gpu(:(\d+|\*))?|tpu(:\d+)?|cpu:\*)$")] = Field(
+        "auto", description="`auto`, `cpu`, `gpu:0`, `gpu:*` (a replica on each) or `tpu`"
+    )
+    on_demand: bool = Field(False, description="loaded at its first request; may be unloaded when idle, for room")
+    stateful: bool = Field(False, description="its variables change: never fused with other requests, never run again")
+    allow_operations: frozenset[str] = Field(
+        frozenset(), description="operations that are refused otherwise, such as `ReadFile`"
+    )
+
+    @model_validator(mode="after")
+    def _shares_are_positive(self) -> ModelConfig:
+        if any(share < 0 for share in self.split.values()) or (self.split and not sum(self.split.values())):
+            raise ValueError("split: shares are not negative, and one is more than 0")
+        return self
+
+
+ModelConfigs = Mapping[str, ModelConfig]
+
+
+def parse_configs(document: Any, where: str) -> dict[str, ModelConfig]:
+    """``{models: {name: {…}}}`` as configs by name.
+
+    Raises:
+        InvalidArgument: names the model and field, what was expected and what came.
+    """
+    if not isinstance(document, Mapping) or set(document) != {"models"} or not isinstance(document["models"], Mapping):
+        raise InvalidArgument(f"{where}: a mapping with the one key 'models' expected")
+    configs = {}
+    for name, value in document["models"].items():
+        if not isinstance(name, str):
+            raise InvalidArgument(f"{where}: models: a name expected, got {name!r}")
+        try:
+            configs[name] = ModelConfig.model_validate({} if value is None else value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in ("models", name, *first["loc"]))
+            raise InvalidArgument(f"{where}: {field}: {first['msg']}, got {first['input']!r}") from None
+    return configs
+
+
+def read_configs(path: Path) -> dict[str, ModelConfig]:
+    """The configs in a YAML file; see `parse_configs`."""
+    try:
+        document = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidArgument(f"{path}: {' '.join(str(error).split())}") from None
+    return parse_configs(document, str(path))
