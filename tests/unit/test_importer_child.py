@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -35,11 +37,27 @@ def test_the_child_has_the_environment_that_it_is_given() -> None:
     assert child.stdout == "b None\n"
 
 
-def test_the_child_is_stopped_with_its_children_when_time_is_up() -> None:
-    """Its whole process group is killed: a grandchild does not keep the pipe open."""
-    code = "import subprocess, sys, time; subprocess.run([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])"
+def test_the_child_is_stopped_with_its_children_when_time_is_up(tmp_path: Path) -> None:
+    """Its whole process group is killed: a lock that a grandchild holds is free again."""
+    lock = tmp_path / "lock"
+    code = (
+        f"import fcntl, os, time; file = open({str(lock)!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "os.fork(); time.sleep(60)"
+    )
     with pytest.raises(subprocess.TimeoutExpired):
-        importer._run_child(python(code), 0.3, dict(os.environ))
+        importer._run_child(python(code), 0.5, dict(os.environ))
+    with lock.open() as file:
+        wait_until_free(file)
+
+
+def wait_until_free(file: IO[str]) -> None:
+    """Take the lock of `file`; it is an error if that takes ten seconds."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            assert time.monotonic() < deadline, "still held"
 
 
 def test_the_childs_stdin_stays_open_while_its_parent_lives() -> None:
