@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 
 from service.errors import InvalidArgument
@@ -27,12 +29,18 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Source:
-    """One version on disk: `path` is the file, or the SavedModel's folder."""
+    """One version on disk: `path` is the file, or the SavedModel's folder.
+
+    `fingerprint` changes with its files; `modified` is when the newest of them did, in seconds
+    since the epoch.
+    """
 
     model: str
     version: int
     kind: Kind
     path: Path
+    fingerprint: str = field(default="", compare=False)
+    modified: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def _single(path: Path, name: str | None) -> Repository:
         kind = _kind_of_file(path)
         if kind is None:
             raise InvalidArgument(f"{str(path)!r} is no .keras or .h5 file and no SavedModel folder")
-        return Repository((Source(name, version, kind, path),))
+        return Repository((_stamped(Source(name, version, kind, path)),))
     found = _version(path, name, version, path)  # a folder that holds a SavedModel or one file
     if isinstance(found, Problem):
         raise InvalidArgument(f"{str(path)!r}: {found.reason}")
@@ -129,7 +137,7 @@ def _versions(folder: Path, name: str, root: Path) -> Repository:
             continue
         version = _version_number(child.name)
         if version is None:
-            _log.warning("%s: %r is ignored: it is no version number", name, child.name)
+            _warn_once(f"{name}: {child.name!r} is ignored: it is no version number")
             continue
         if version in sources:
             problems.append(Problem(name, version, f"two folders are version {version}"))
@@ -162,7 +170,25 @@ def _version(folder: Path, name: str, version: int, root: Path) -> Source | Prob
     for entry in (path, folder / kind.value) if kind is Kind.SAVED_MODEL else (path,):
         if not entry.resolve().is_relative_to(root.resolve()):
             return Problem(name, version, f"{entry.name} is a link out of the models' folder")
-    return Source(name, version, kind, path)
+    return _stamped(Source(name, version, kind, path))
+
+
+def _stamped(source: Source) -> Source:
+    """`source` with the fingerprint of its files.
+
+    The time of change counts as well as that of modification, which copying may preserve.
+    """
+    files = sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]
+    stats = [(file, file.stat()) for file in files]
+    lines = [f"{file.name} {stat.st_size} {stat.st_mtime_ns}" for file, stat in stats]
+    newest = max((max(stat.st_mtime, stat.st_ctime) for _, stat in stats), default=0.0)
+    return replace(source, fingerprint=hashlib.sha256("\n".join(lines).encode()).hexdigest(), modified=newest)
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    """The folder is looked at again and again."""
+    _log.warning("%s", text)
 
 
 def _version_number(name: str) -> int | None:

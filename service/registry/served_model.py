@@ -1,0 +1,277 @@
+"""One model: what lies on disk, what is wanted of it, and the steps from one to the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from service.batching.runner import Runner
+from service.errors import InvalidArgument, NotFound, Unavailable
+from service.metrics import Metrics
+from service.registry.config import ModelConfig
+from service.registry.lifecycle import State, VersionStatus
+from service.registry.policy import Load, next_action, wanted
+from service.registry.repository import Problem, Source
+from service.registry.version import RegistryOptions, Version
+
+_log = logging.getLogger("kiln.registry")
+_MAX_RETRIES = 5
+_LONGEST_RETRY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A version that could not be loaded: it is tried again at `retry_at`, or when its files change."""
+
+    fingerprint: str | None
+    attempts: int
+    retry_at: float
+    status: VersionStatus
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all models share: how versions are brought in, where that is told, and the thread that does it."""
+
+    options: RegistryOptions
+    metrics: Metrics
+    loader: Callable[[], Runner]
+    loading: asyncio.Semaphore
+    clock: Callable[[], float] = time.monotonic
+
+
+class ServedModel:
+    """The versions of one model.
+
+    `versions` are those being loaded or loaded. Of a number there is one READY version at most,
+    and a second one while the files of the first are being replaced.
+    """
+
+    def __init__(self, name: str, config: ModelConfig, bench: Bench, *, is_enabled: bool) -> None:
+        self.name = name
+        self.config = config
+        self.is_enabled = is_enabled
+        self.sources: dict[int, Source] = {}
+        self.problems: dict[int | None, VersionStatus] = {}
+        self.versions: list[Version] = []
+        self.labels: dict[str, int] = {}
+        self.default: Version | None = None
+        """The highest READY version."""
+        self._bench = bench
+        self._ready: dict[int, Version] = {}
+        self._failures: dict[int, Failure] = {}
+        self._is_reconciling = asyncio.Lock()
+        self._arrived = asyncio.Event()
+        """Set and replaced whenever a version becomes READY or FAILED."""
+
+    def __repr__(self) -> str:
+        return f"<ServedModel {self.name}: {self.versions!r}>"
+
+    # What is there
+
+    def found(self, sources: Mapping[int, Source], problems: Mapping[int | None, Problem]) -> None:
+        """Take note of what lies on disk now."""
+        self.sources = dict(sources)
+        for number in [number for number in self._failures if number not in sources]:
+            del self._failures[number]
+        told = self.problems
+        self.problems = {
+            number: VersionStatus(self.name, number or 0, State.FAILED, problem.reason)
+            for number, problem in problems.items()
+        }
+        for number, status in self.problems.items():
+            if told.get(number) != status:
+                _log.error("%s: %s", self.name if number is None else f"{self.name} v{number}", status.reason)
+            self._bench.metrics.folder_problem(self.name, number, status.reason)
+        for number in told.keys() - self.problems.keys():
+            self._bench.metrics.forget_state(self.name, number)
+
+    def statuses(self) -> list[VersionStatus]:
+        """Every version that is known, newest first; a version in use hides the failure of its replacement."""
+        known = {status.version: status for status in self.problems.values()}
+        known |= {number: failure.status for number, failure in self._failures.items()}
+        for version in self.versions:
+            if version.source.version not in self._ready or version.is_ready:
+                known[version.source.version] = version.status
+        return sorted(known.values(), key=lambda status: -status.version)
+
+    def failure_of(self, number: int) -> str:
+        """Why the latest attempt to load a version failed; ``""`` if it did not."""
+        failure = self._failures.get(number)
+        return failure.status.reason if failure else ""
+
+    # Who answers
+
+    def route(self, version: int | None, label: str | None) -> Version:
+        """The READY version that a request means.
+
+        Raises:
+            InvalidArgument: no such label.
+            NotFound: no such version.
+            Unavailable: it is there, but not READY.
+        """
+        if label is not None:
+            if label not in self.labels:
+                known = f"; model {self.name!r} has {', '.join(sorted(self.labels))}" if self.labels else ""
+                raise InvalidArgument(f"Unrecognized servable version label: {label}{known}")
+            version = self.labels[label]
+        if version is not None:
+            ready = self._ready.get(version)
+            if ready is None:
+                raise self._not_ready(version)
+            return ready
+        if self.config.split and (chosen := self._by_share()) is not None:
+            return chosen
+        if self.default is None:
+            raise self._not_ready(None)
+        return self.default
+
+    def resolve(self, name: int | str) -> Version | None:
+        """The READY version of a number or label; None if there is none."""
+        number = name if isinstance(name, int) else self.labels.get(name, int(name) if name.isdigit() else -1)
+        return self._ready.get(number)
+
+    def _by_share(self) -> Version | None:
+        """One of the READY versions of the split, by weight; None if none of them is READY."""
+        shares = [(v, share) for name, share in self.config.split.items() if (v := self.resolve(name)) and share]
+        if not shares:
+            return None
+        versions, weights = zip(*shares, strict=True)
+        return random.choices(versions, weights)[0]  # noqa: S311 - spreads load, hides nothing
+
+    def _not_ready(self, number: int | None) -> Exception:
+        statuses = [s for s in self.statuses() if number is None or s.version == number]
+        if statuses:
+            status = statuses[0]
+            why = f": {status.reason}" if status.reason else ""
+            if status.version == 0 and status in self.problems.values():
+                return Unavailable(f"model {self.name!r} could not be loaded{why}")
+            return Unavailable(
+                f"model {self.name!r} version {status.version} is {status.state.value}, not READY{why}"
+            )
+        if number is not None:
+            known = ", ".join(str(n) for n in sorted(self._ready)) or "none that is READY"
+            return NotFound(
+                f"Servable not found for request: Specific({self.name}, {number}); "
+                f"model {self.name!r} has version {known}"
+            )
+        if not self.is_enabled:
+            return Unavailable(f"model {self.name!r} is not loaded")
+        return Unavailable(f"model {self.name!r} has no version that is READY")
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether a version is on its way, so that a request that finds none may wait for it."""
+        return bool(self.is_enabled and self._is_reconciling.locked() and self.default is None and self._missing())
+
+    async def wait_ready(self) -> None:
+        """Until a version has become READY or FAILED."""
+        await self._arrived.wait()
+
+    # The steps
+
+    async def reconcile(self) -> None:
+        """Bring in what is wanted and let go what is not, one step after another."""
+        async with self._is_reconciling:
+            self._forget_due_failures()
+            while (action := next_action(self._wanted(), self._states(), self.config.transition)) is not None:
+                if isinstance(action, Load):
+                    await self._load(self.sources[action.version])
+                else:
+                    await self._unload(self._ready[action.version])
+            self._move_labels()
+
+    def _wanted(self) -> set[int]:
+        return wanted(self.sources, self.config.versions) if self.is_enabled else set()
+
+    def _missing(self) -> bool:
+        return any(number not in self._ready and number not in self._failures for number in self._wanted())
+
+    def _states(self) -> dict[int, State]:
+        """States for the policy: a READY version whose files have changed counts as NEW."""
+        states = {number: State.READY for number in self._ready}
+        for number, source in self.sources.items():
+            ready = self._ready.get(number)
+            failure = self._failures.get(number)
+            if failure is not None and failure.fingerprint == source.fingerprint:
+                states[number] = State.READY if ready else State.FAILED
+            elif ready is not None and ready.source.fingerprint != source.fingerprint:
+                states[number] = State.NEW
+        return states
+
+    def _forget_due_failures(self) -> None:
+        now = self._bench.clock()
+        for number, failure in list(self._failures.items()):
+            source = self.sources.get(number)
+            is_changed = source is not None and source.fingerprint != failure.fingerprint
+            if is_changed or (failure.attempts <= _MAX_RETRIES and now >= failure.retry_at):
+                self._failures[number] = Failure(None, 0 if is_changed else failure.attempts, now, failure.status)
+
+    async def _load(self, source: Source) -> None:
+        version = Version(source, self._on_change)
+        before = self._ready.get(source.version)
+        self.versions.append(version)
+        async with self._bench.loading:
+            _log.info("loading %s", version.label)
+            await version.load(self.config, self._bench.options, self._bench.metrics, self._bench.loader())
+        if not version.is_ready:
+            self._note_failure(version)
+        elif before is not None:
+            await self._unload(before)
+
+    def _note_failure(self, version: Version) -> None:
+        number = version.source.version
+        earlier = self._failures.get(number)
+        attempts = earlier.attempts + 1 if earlier else 1
+        wait_s = min(self._bench.options.retry_s * 2 ** (attempts - 1), _LONGEST_RETRY_S)
+        status = version.status
+        if attempts <= _MAX_RETRIES:
+            _log.info("%s is tried again in %.0f s, or when its files change", version.label, wait_s)
+        self._failures[number] = Failure(version.source.fingerprint, attempts, self._bench.clock() + wait_s, status)
+        self.versions.remove(version)
+
+    async def _unload(self, version: Version) -> None:
+        await version.unload(self._bench.options.drain_s, self._bench.metrics, self._bench.loader())
+        self.versions.remove(version)
+        if version.source.version not in self._ready:
+            self._bench.metrics.forget_state(self.name, version.source.version)
+
+    async def stop(self, drain_s: float) -> bool:
+        """Finish what was accepted within `drain_s`; whether it was enough."""
+        leaving = [v.unload(drain_s, self._bench.metrics) for v in self.versions]
+        return all(await asyncio.gather(*leaving))
+
+    def _on_change(self, version: Version) -> None:
+        """Keep the tables that requests look into."""
+        number = version.source.version
+        state = version.lifecycle.state
+        if state is State.READY:
+            self._ready[number] = version
+            self._failures.pop(number, None)
+        elif self._ready.get(number) is version:
+            del self._ready[number]
+        self.default = self._ready[max(self._ready)] if self._ready else None
+        self.labels = {label: number for label, number in self.labels.items() if number in self._ready}
+        if state is State.READY:
+            self._move_labels()
+        if number not in self._ready or version.is_ready:
+            self._bench.metrics.state_changed(version.status)
+        if state in (State.READY, State.FAILED):
+            arrived, self._arrived = self._arrived, asyncio.Event()
+            arrived.set()
+
+    def _move_labels(self) -> None:
+        """Labels move to READY versions only; one whose new version is not READY stays where it is."""
+        for label in self.labels.keys() - self.config.labels.keys():
+            del self.labels[label]
+        for label, number in self.config.labels.items():
+            if number in self._ready:
+                self.labels[label] = number
+
+    def unmoved_labels(self) -> dict[str, int]:
+        """Labels that wait for their version."""
+        return {label: number for label, number in self.config.labels.items() if self.labels.get(label) != number}

@@ -1,0 +1,205 @@
+"""One version of a model: brought in, asked, let go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from service.batching.batcher import Batcher
+from service.batching.batcher import Model as BatchModel
+from service.batching.queue import Limits
+from service.batching.runner import Runner, ThreadRunner, result_of
+from service.errors import KilnError
+from service.metrics import Metrics
+from service.registry.config import ModelConfig
+from service.registry.lifecycle import Lifecycle, State, VersionStatus
+from service.registry.repository import Source
+from service.runtime.base import signatures_line
+from service.runtime.planner import Choice
+from service.tensors import Signature, Tensors
+
+_log = logging.getLogger("kiln.registry")
+
+
+class Model(BatchModel, Protocol):
+    """A loaded version; see `service.runtime.model.LoadedModel`."""
+
+    signatures: dict[str, Signature]
+    device: str
+
+    def warm_up(self) -> Mapping[str, Choice]: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class RegistryOptions:
+    """How every version is batched, and how it is brought in.
+
+    `materialize` turns what lies in the repository into a SavedModel folder and `load` loads that;
+    both block. `drain_s` is the time that a version's requests get when another takes its place,
+    `retry_s` the wait before a version that failed is tried again, doubled each time.
+    """
+
+    materialize: Callable[[Source], Path]
+    load: Callable[[Path, ModelConfig], Model]
+    limits: Limits
+    split_oversize: bool = True
+    drain_s: float = 60.0
+    retry_s: float = 2.0
+    parallel_loads: int = 1
+    explicit: bool = False
+
+
+@dataclass
+class Facts:
+    """What is told of a version beside its state."""
+
+    since: float = field(default_factory=time.time)
+    device: str = ""
+    plans: str = ""
+    load_s: float = 0.0
+
+
+class Version:
+    """One version: its state, and once loaded its model and batcher."""
+
+    def __init__(self, source: Source, on_change: Callable[[Version], None]) -> None:
+        self.source = source
+        self.lifecycle = Lifecycle(source.model, source.version, lambda _: self._changed())
+        self.model: Model | None = None
+        self.batcher: Batcher | None = None
+        self.facts = Facts()
+        self.rows_served = 0
+        self.last_used = time.monotonic()
+        self._on_change = on_change
+
+    def __repr__(self) -> str:
+        return f"<Version {self.lifecycle!r}>"
+
+    @property
+    def label(self) -> str:
+        """How the log calls it."""
+        return f"{self.source.model} v{self.source.version}"
+
+    @property
+    def status(self) -> VersionStatus:
+        return self.lifecycle.status
+
+    @property
+    def is_ready(self) -> bool:
+        return self.lifecycle.state is State.READY
+
+    def _changed(self) -> None:
+        self.facts.since = time.time()
+        self._on_change(self)
+
+    async def load(self, config: ModelConfig, options: RegistryOptions, metrics: Metrics, loader: Runner) -> None:
+        """``NEW`` → ``READY``, or ``FAILED`` with the reason; never raises."""
+        start = time.monotonic()
+        self.lifecycle.advance(State.LOADING)
+        try:
+            path = await result_of(loader, lambda: options.materialize(self.source))
+            self.model = model = await result_of(loader, lambda: options.load(path, config))
+            self.lifecycle.advance(State.WARMING)
+            _log.info("warming up %s", self.label)
+            warm_up_start = time.monotonic()
+            choices = await result_of(loader, model.warm_up)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this version's failure only
+            await self._fail(error, loader)
+            return
+        warm_up_s = time.monotonic() - warm_up_start
+        self.facts.load_s = time.monotonic() - start
+        self._publish(model, choices, options, metrics)
+        _log.info(
+            "%s is ready on %s: %s (plans %s; loaded in %.1f s, of which warm-up %.1f s)",
+            self.label,
+            model.device,
+            signatures_line(model.signatures),
+            self.facts.plans,
+            self.facts.load_s,
+            warm_up_s,
+        )
+
+    def _publish(
+        self, model: Model, choices: Mapping[str, Choice], options: RegistryOptions, metrics: Metrics
+    ) -> None:
+        name, number = self.source.model, self.source.version
+        self.batcher = batcher = Batcher(
+            model,
+            options.limits,
+            runner=ThreadRunner(f"kiln-{name}-{number}", asyncio.get_running_loop()),
+            observer=metrics.version(name, number, lambda: batcher.queue.rows),
+            split_oversize=options.split_oversize,
+        )
+        self.facts.device = model.device
+        self.facts.plans = ", ".join(sorted({n for c in choices.values() for n in c.names.values()})) or "none"
+        metrics.loaded(name, number, self.facts.load_s)
+        for signature, choice in choices.items():
+            metrics.plan_chosen(name, number, signature, choice.names)
+        self.lifecycle.advance(State.READY)
+
+    async def _fail(self, error: Exception, loader: Runner) -> None:
+        if isinstance(error, KilnError):
+            reason = str(error)
+        else:
+            reason = f"{type(error).__name__}: {error}"
+            _log.error("%s: unexpected error while loading", self.label, exc_info=error)
+        model, self.model = self.model, None
+        if model is not None:
+            await result_of(loader, model.close)
+        _log.error("%s failed: %s", self.label, reason)
+        self.lifecycle.advance(State.FAILED, reason)
+
+    async def unload(self, drain_s: float, metrics: Metrics, loader: Runner | None = None) -> bool:
+        """Drain a READY version and let it go; False if some of its requests had to be given up.
+
+        Without a `loader` the model is not closed: the process is about to end.
+        """
+        if not self.is_ready:
+            return True
+        assert self.batcher is not None
+        assert self.model is not None
+        idle = asyncio.Event()
+        self.lifecycle.drain(idle.set)
+        stop = time.monotonic() + drain_s
+        try:
+            if not idle.is_set():
+                await asyncio.wait_for(idle.wait(), drain_s)
+        except TimeoutError:
+            _log.warning("%s: %d requests not finished in time", self.label, self.lifecycle.handles)
+        is_drained = await self.batcher.stop(max(stop - time.monotonic(), 0.0))
+        metrics.forget_version(self.source.model, self.source.version)
+        if loader is not None and is_drained:  # a run that hangs still needs its model
+            await result_of(loader, self.model.close)
+        self.model = self.batcher = None
+        self.lifecycle.advance(State.UNLOADED)
+        _log.info("%s is unloaded", self.label)
+        return is_drained
+
+
+class VersionHandle:
+    """A READY version held for one request."""
+
+    __slots__ = ("_batcher", "_owner", "model", "signatures", "version")
+
+    def __init__(self, version: Version) -> None:
+        assert version.model is not None
+        assert version.batcher is not None
+        version.lifecycle.acquire()
+        self.model = version.source.model
+        self.version = version.source.version
+        self.signatures: Mapping[str, Signature] = version.model.signatures
+        self._batcher = version.batcher
+        self._owner = version
+
+    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
+        return self._batcher.submit(signature, inputs, deadline)
+
+    def release(self) -> None:
+        self._owner.last_used = time.monotonic()
+        self._owner.lifecycle.release()
