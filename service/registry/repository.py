@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
 from service.errors import InvalidArgument
 
@@ -32,7 +33,8 @@ class Source:
     """One version on disk: `path` is the file, or the SavedModel's folder.
 
     `fingerprint` changes with its files; `modified` is when the newest of them did, in seconds
-    since the epoch.
+    since the epoch. Where `remote` is set the version lies elsewhere, at that URL, and `path` is
+    relative to what `service.registry.remote.fetch` makes of it.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Source:
     path: Path
     fingerprint: str = field(default="", compare=False)
     modified: float = field(default=0.0, compare=False)
+    remote: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,29 @@ class Repository:
     problems: tuple[Problem, ...] = ()
 
 
+class Entry(Protocol):
+    """What the rules below ask of a file or folder: a `Path`, or one that lies elsewhere."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stem(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+    @property
+    def parent(self) -> Self: ...
+    def is_dir(self) -> bool: ...
+    def is_file(self) -> bool: ...
+    def iterdir(self) -> Iterator[Self]: ...
+    def __truediv__(self, name: str, /) -> Self: ...
+    def __lt__(self, other: Self, /) -> bool: ...
+
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
+MakeSource = Callable[[str, int, Kind, AnyEntry], Source | Problem]
+"""What makes a source of model, version, kind and its file or folder, unless that is refused."""
+
+
 def open_models(path: Path, name: str | None = None) -> Repository:
     """A folder of models, one model's folder of versions, or one version: told by what is in it.
 
@@ -72,19 +98,28 @@ def open_models(path: Path, name: str | None = None) -> Repository:
     if not path.exists():
         raise InvalidArgument(f"there is no file or folder {str(path)!r}")
     path = path.resolve()
-    if path.is_file() or (path / Kind.SAVED_MODEL.value).is_file():
-        return _single(path, name)
-    if any(child.is_dir() and _version_number(child.name) is not None for child in path.iterdir()):
-        return _versions(path, _usable(name or path.name), path)
-    if _holds_one_file(path):
-        return _single(path, name)
+    return told_by_content(path, name, _local_source(path))
+
+
+def told_by_content(place: AnyEntry, name: str | None, make: MakeSource[AnyEntry]) -> Repository:
+    """As `open_models`, for files and folders wherever they lie."""
+    if place.is_file() or (place / Kind.SAVED_MODEL.value).is_file():
+        return _single(place, name, make)
+    if any(child.is_dir() and _version_number(child.name) is not None for child in place.iterdir()):
+        return _versions(place, _usable(name or place.name), make)
+    if _holds_one_file(place):
+        return _single(place, name, make)
     if name is not None:
-        raise InvalidArgument(f"--name goes with one model, but {str(path)!r} is a folder of models")
-    return scan(path)
+        raise InvalidArgument(f"--name goes with one model, but {str(place)!r} is a folder of models")
+    return _models(place, make)
 
 
 def scan(root: Path) -> Repository:
     """Every ``<root>/<name>/<integer version>/``."""
+    return _models(root, _local_source(root))
+
+
+def _models(root: AnyEntry, make: MakeSource[AnyEntry]) -> Repository:
     sources: list[Source] = []
     problems: list[Problem] = []
     for folder in _visible(root):
@@ -94,7 +129,7 @@ def scan(root: Path) -> Repository:
             problems.append(Problem(folder.name, None, "letters, digits, '_', '-' and '.' expected in a model's name"))
             continue
         try:
-            found = _versions(folder, folder.name, root)
+            found = _versions(folder, folder.name, make)
         except OSError as error:
             problems.append(Problem(folder.name, None, f"the folder cannot be read: {error.strerror}"))
             continue
@@ -103,7 +138,7 @@ def scan(root: Path) -> Repository:
     return Repository(tuple(sources), tuple(problems))
 
 
-def _single(path: Path, name: str | None) -> Repository:
+def _single(path: AnyEntry, name: str | None, make: MakeSource[AnyEntry]) -> Repository:
     """One version by itself: ``<name>/<version>/model.keras`` tells both, else it is version 1."""
     folder = path.parent if path.is_file() else path
     version = _version_number(folder.name)
@@ -115,8 +150,9 @@ def _single(path: Path, name: str | None) -> Repository:
         kind = _kind_of_file(path)
         if kind is None:
             raise InvalidArgument(f"{str(path)!r} is no .keras or .h5 file and no SavedModel folder")
-        return Repository((_stamped(Source(name, version, kind, path)),))
-    found = _version(path, name, version, path)  # a folder that holds a SavedModel or one file
+        found = make(name, version, kind, path)
+    else:
+        found = _version(path, name, version, make)  # a folder that holds a SavedModel or one file
     if isinstance(found, Problem):
         raise InvalidArgument(f"{str(path)!r}: {found.reason}")
     return Repository((found,))
@@ -128,8 +164,8 @@ def _usable(name: str) -> str:
     return name
 
 
-def _versions(folder: Path, name: str, root: Path) -> Repository:
-    """The versions of one model; `root` is what no link may lead out of."""
+def _versions(folder: AnyEntry, name: str, make: MakeSource[AnyEntry]) -> Repository:
+    """The versions of one model."""
     sources: dict[int, Source] = {}
     problems: list[Problem] = []
     for child in _visible(folder):
@@ -143,7 +179,7 @@ def _versions(folder: Path, name: str, root: Path) -> Repository:
             problems.append(Problem(name, version, f"two folders are version {version}"))
             continue
         try:
-            found = _version(child, name, version, root)
+            found = _version(child, name, version, make)
         except OSError as error:
             found = Problem(name, version, f"the folder cannot be read: {error.strerror}")
         if isinstance(found, Problem):
@@ -155,8 +191,8 @@ def _versions(folder: Path, name: str, root: Path) -> Repository:
     return Repository(tuple(sources[v] for v in sorted(sources)), tuple(problems))
 
 
-def _version(folder: Path, name: str, version: int, root: Path) -> Source | Problem:
-    candidates: list[tuple[Kind, Path]] = []
+def _version(folder: AnyEntry, name: str, version: int, make: MakeSource[AnyEntry]) -> Source | Problem:
+    candidates: list[tuple[Kind, AnyEntry]] = []
     if (folder / Kind.SAVED_MODEL.value).is_file():
         candidates.append((Kind.SAVED_MODEL, folder))
     candidates += [(kind, file) for file in _visible(folder) if file.is_file() and (kind := _kind_of_file(file))]
@@ -166,11 +202,19 @@ def _version(folder: Path, name: str, version: int, root: Path) -> Source | Prob
     if len(candidates) > 1:
         names = ", ".join(sorted(Kind.SAVED_MODEL.value if p == folder else p.name for _, p in candidates))
         return Problem(name, version, f"one model expected in the folder, found {names}")
-    kind, path = candidates[0]
-    for entry in (path, folder / kind.value) if kind is Kind.SAVED_MODEL else (path,):
-        if not entry.resolve().is_relative_to(root.resolve()):
-            return Problem(name, version, f"{entry.name} is a link out of the models' folder")
-    return _stamped(Source(name, version, kind, path))
+    return make(name, version, *candidates[0])
+
+
+def _local_source(root: Path) -> MakeSource[Path]:
+    """Makes sources of what lies below `root`, which no link may lead out of."""
+
+    def make(name: str, version: int, kind: Kind, path: Path) -> Source | Problem:
+        for entry in (path, path / kind.value) if kind is Kind.SAVED_MODEL else (path,):
+            if not entry.resolve().is_relative_to(root.resolve()):
+                return Problem(name, version, f"{entry.name} is a link out of the models' folder")
+        return _stamped(Source(name, version, kind, path))
+
+    return make
 
 
 def _stamped(source: Source) -> Source:
@@ -198,14 +242,14 @@ def _version_number(name: str) -> int | None:
     return int(name)
 
 
-def _kind_of_file(path: Path) -> Kind | None:
+def _kind_of_file(path: Entry) -> Kind | None:
     """By the exact name, as Keras decides: it opens no ``model.H5``."""
     return {".keras": Kind.KERAS, ".h5": Kind.H5, ".hdf5": Kind.H5}.get(path.suffix)
 
 
-def _holds_one_file(folder: Path) -> bool:
+def _holds_one_file(folder: Entry) -> bool:
     return sum(1 for child in _visible(folder) if child.is_file() and _kind_of_file(child)) == 1
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def _visible(folder: AnyEntry) -> Iterator[AnyEntry]:
     return (child for child in sorted(folder.iterdir()) if not child.name.startswith((".", "__")))
