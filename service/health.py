@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-from service.registry.lifecycle import State, VersionStatus
-
-_UNSETTLED = {State.NEW, State.LOADING, State.WARMING}
+from collections.abc import Callable
 
 
 class Health:
     """Readiness of the server; it is alive as long as it answers at all."""
 
-    def __init__(self, statuses: Callable[[], Iterable[VersionStatus]]) -> None:
-        self._statuses = statuses
+    def __init__(self, can_serve: Callable[[], bool]) -> None:
+        """`can_serve` tells whether there is anything to ask."""
+        self._can_serve = can_serve
         self.loaded = False
         self.draining = False
 
     def is_ready(self) -> bool:
-        """Ready: not draining, every model has settled, and at least one can be asked.
+        """Ready: not draining, all models of the start have settled, and at least one can be asked.
 
-        A model that failed does not keep the others from serving.
+        A model that failed does not keep the others from serving, nor does one that is being loaded
+        later on.
         """
-        if self.draining or not self.loaded:
-            return False
-        states = [status.state for status in self._statuses()]
-        return State.READY in states and not _UNSETTLED.intersection(states)
+        return self.loaded and not self.draining and self._can_serve()

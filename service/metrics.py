@@ -62,6 +62,12 @@ class Metrics:
             (*_VERSION, "reason"),
             registry=self.registry,
         )
+        self._shadow = Counter(
+            "kiln_shadow_requests",
+            "Requests also sent to a version on trial, by outcome: agree, differ or error.",
+            (*_VERSION, "outcome"),
+            registry=self.registry,
+        )
         self._in_flight = Gauge(
             "kiln_requests_in_flight", "Predict requests being answered now.", registry=self.registry
         )
@@ -140,6 +146,14 @@ class Metrics:
         """Show a folder that cannot be a model version at all."""
         label = "" if version is None else str(version)
         self._states.statuses[(model, label)] = VersionStatus(model, version or 0, State.FAILED, reason)
+
+    def forget_state(self, model: str, version: int | None) -> None:
+        """Stop showing a version that is gone."""
+        self._states.statuses.pop((model, "" if version is None else str(version)), None)
+
+    def shadow(self, model: str, version: int) -> Callable[[str], None]:
+        """Count what came of a trial of `version`: agree, differ or error."""
+        return lambda outcome: self._shadow.labels(model, str(version), outcome).inc()
 
     def loaded(self, model: str, version: int, seconds: float) -> None:
         self._load.labels(model, str(version)).set(seconds)

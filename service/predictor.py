@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError
+from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError, Unavailable
 from service.metrics import Metrics, ObservedRequest
 from service.registry.lifecycle import VersionStatus
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
@@ -95,6 +95,12 @@ class Engine(Protocol):
     def describe(self, ref: ModelRef) -> ModelInfo:
         """Metadata of a READY version; `NotFound` or `Unavailable` otherwise."""
 
+    def is_coming(self, ref: ModelRef) -> bool:
+        """Whether what `acquire` refused as `Unavailable` is being loaded, so that waiting makes sense."""
+
+    async def wait(self, ref: ModelRef, deadline: float | None) -> None:
+        """Until what `ref` means has been loaded, or could not be, or `deadline` has come."""
+
     def statuses(self, ref: ModelRef) -> list[VersionStatus]:
         """All known versions of a model (or the one asked for), newest first; `NotFound` if none."""
 
@@ -135,8 +141,9 @@ class Request:
         try:
             self._engine.check(self._ref)
         except KilnError as error:
-            self._observed.refused(error.code)
-            raise
+            if not (isinstance(error, Unavailable) and self._engine.is_coming(self._ref)):
+                self._observed.refused(error.code)
+                raise
         return self
 
     async def predict(self, deadline: float | None, decode: Decoder) -> Prediction:
@@ -145,7 +152,13 @@ class Request:
         Raises:
             KilnError: whatever went wrong; the front end translates its code.
         """
-        handle = self._engine.acquire(self._ref)
+        try:
+            handle = self._engine.acquire(self._ref)
+        except Unavailable:
+            if not self._engine.is_coming(self._ref):
+                raise
+            await self._engine.wait(self._ref, deadline)
+            handle = self._engine.acquire(self._ref)
         try:
             self._observed.version = handle.version
             decoded = decode(handle.signatures)

@@ -11,17 +11,21 @@ import signal
 import socket
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import uvicorn
 
 from service import __version__
 from service.batching.queue import Limits
+from service.batching.runner import ThreadRunner
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
+from service.registry.config import ModelConfig
 from service.registry.importer import import_model
-from service.registry.registry import Registry, RegistryOptions
-from service.registry.repository import open_models
+from service.registry.registry import Registry
+from service.registry.version import RegistryOptions
+from service.registry.watch import Watcher, look
 from service.rest.app import RestOptions, rest_app
 from service.rpc.server import RpcServer
 from service.runtime.model import LoadedModel, RuntimeOptions
@@ -31,6 +35,7 @@ _log = logging.getLogger("kiln.server")
 _LINGER_S = 0.3
 """After the last answer, how long connections stay open so that late requests are refused, not cut."""
 _GC_THRESHOLD = 20_000
+_READINESS_S = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -61,8 +66,12 @@ async def _serve(settings: Settings) -> bool:
     stopping = asyncio.Event()
     _listen_to_signals(stopping)
     metrics = Metrics()
-    registry = Registry(open_models(settings.models, settings.name), _registry_options(settings), metrics)
-    health = Health(registry.all_statuses)
+    watcher = _watcher(settings)
+    watcher.read_config_file()
+    found = await watcher.found(watcher.configs)
+    registry = Registry(found, _registry_options(settings), metrics, configs=watcher.configs, watcher=watcher)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.poke)
+    health = Health(registry.can_serve)
     predictor = Predictor(registry, metrics)
     rpc = RpcServer(
         predictor,
@@ -87,8 +96,11 @@ async def _serve(settings: Settings) -> bool:
         loading.result()
         _spare_garbage_collector()
         health.loaded = True
-        await _announce(registry, rpc, metrics, ready=health.is_ready())
-    await stopped
+        following = [asyncio.create_task(_announce(health, registry, rpc, metrics))]
+        following.append(asyncio.create_task(registry.watch()))
+        await stopped
+        for task in following:
+            task.cancel()
     is_drained = await _stop(settings.drain_s, health, registry, rpc, rest, metrics)
     return is_drained and loading.done()
 
@@ -177,10 +189,20 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _registry_options(settings: Settings) -> RegistryOptions:
-    runtime = RuntimeOptions(settings.max_batch_rows, settings.plan, settings.plan_budget_s)
+    def load(path: Path, config: ModelConfig) -> LoadedModel:
+        options = RuntimeOptions(
+            settings.max_batch_rows,
+            settings.plan,
+            settings.plan_budget_s,
+            config.device,
+            config.stateful,
+            config.allow_operations,
+        )
+        return LoadedModel(path, options)
+
     return RegistryOptions(
         materialize=partial(import_model, cache_dir=settings.cache_dir, timeout_s=settings.import_timeout_s),
-        load=lambda path: LoadedModel(path, runtime),
+        load=load,
         limits=Limits(
             settings.max_batch_rows,
             settings.max_queue_rows,
@@ -188,16 +210,36 @@ def _registry_options(settings: Settings) -> RegistryOptions:
             settings.batch_wait_ms / 1e3,
         ),
         split_oversize=settings.oversize == "split",
+        drain_s=settings.drain_s,
+        parallel_loads=settings.parallel_loads,
+        explicit=settings.model_control == "explicit",
     )
 
 
-async def _announce(registry: Registry, rpc: RpcServer, metrics: Metrics, *, ready: bool) -> None:
-    await rpc.set_serving(serving=ready)
-    metrics.ready(is_ready=ready)
-    if ready:
-        _log.info("ready")
-    else:
-        _log.error("not ready: none of %d models could be loaded", len(registry.model_names()))
+def _watcher(settings: Settings) -> Watcher:
+    return Watcher(
+        lambda configs: look(settings.models, settings.name, configs),
+        config_file=settings.models_config,
+        poll_s=settings.poll_s if settings.model_control == "poll" else None,
+        quiet_s=settings.poll_s,
+        runner=ThreadRunner("kiln-watcher", asyncio.get_running_loop()),
+    )
+
+
+async def _announce(health: Health, registry: Registry, rpc: RpcServer, metrics: Metrics) -> None:
+    """Tell of readiness wherever it is asked for, now and whenever it changes."""
+    told: bool | None = None
+    while True:
+        is_ready = health.is_ready()
+        if is_ready != told:
+            await rpc.set_serving(serving=is_ready)
+            metrics.ready(is_ready=is_ready)
+            if is_ready:
+                _log.info("ready")
+            else:
+                _log.error("not ready: none of %d models could be loaded", len(registry.model_names()))
+        told = is_ready
+        await asyncio.sleep(_READINESS_S)
 
 
 def _listen_to_signals(stopping: asyncio.Event) -> None:

@@ -88,6 +88,19 @@ class Settings(BaseSettings):
     import_timeout_s: float = Field(
         600.0, gt=0, description="time to convert one .keras or .h5 file", json_schema_extra=_unit("seconds")
     )
+    models_config: Path | None = Field(
+        None, description="YAML file with versions, labels, device and so on of each model; reread when it changes"
+    )
+    model_control: Literal["none", "poll", "explicit"] = Field(
+        "poll", description="what changes models: nothing, the folder, or load and unload requests"
+    )
+    poll_s: float = Field(
+        2.0,
+        gt=0,
+        description="time between two looks at folder and config file",
+        json_schema_extra=_unit("seconds"),
+    )
+    parallel_loads: int = Field(1, ge=1, le=64, description="most versions being loaded at once")
     cache_dir: Path = Field(default_factory=_default_cache_dir, description="where converted models are kept")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log")

@@ -96,6 +96,7 @@ class Batcher:
         self._retries: deque[list[Entry]] = deque()
         self._running: list[list[Entry]] = []
         self._rows_per_s = 0.0
+        self.rows_served = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._closed = False
@@ -303,6 +304,7 @@ class Batcher:
             rows = sum(entry.rows for entry in entries)
             self._observer.executed(rows, seconds)
             self._learn(rows, seconds)
+            self.rows_served += rows
             try:
                 parts = _parts(entries, given, outputs)
             except Internal as error:

@@ -27,12 +27,12 @@ def _policy(value: Any) -> VersionPolicy:
 
 
 class Shadow(BaseModel):
-    """A copy of `share` of the requests goes to the version `to` (a number or a label); its answers are only compared."""
+    """A copy of `share` of the requests goes to version `to`, a number or a label; its answers are only compared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     to: int | str
-    share: float = Field(1.0, gt=0, le=1)
+    share: float = Field(default=1.0, gt=0, le=1)
 
 
 class ModelConfig(BaseModel):
@@ -40,25 +40,25 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    path: str | None = Field(None, description="folder of its versions, or a URL of one; default: MODELS/NAME")
+    path: str | None = Field(default=None, description="folder of its versions, or a URL of one; default: MODELS/NAME")
     versions: Annotated[VersionPolicy, BeforeValidator(_policy)] = Field(
-        Latest(1), description="`{latest: N}`, `all` or a list of versions"
+        default=Latest(1), description="`{latest: N}`, `all` or a list of versions"
     )
-    labels: dict[str, int] = Field({}, description="version by label, such as `stable: 1`")
+    labels: dict[str, int] = Field(default={}, description="version by label, such as `stable: 1`")
     split: dict[int | str, float] = Field(
-        {}, description="share of the requests that name no version, by version or label; shares are relative"
+        default={}, description="share of the requests that name no version, by version or label; shares are relative"
     )
-    shadow: Shadow | None = Field(None, description="`{to: LABEL, share: 0.1}`: a version that answers on trial")
+    shadow: Shadow | None = Field(default=None, description="`{to: LABEL, share: 0.1}`: a version on trial")
     transition: Literal["availability", "resource"] = Field(
-        "availability", description="a new version is ready before the old one goes, or the old one goes first"
+        default="availability", description="a new version is ready before the old one goes, or the old one goes first"
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu(:\d+)?|gpu(:(\d+|\*))?|tpu(:\d+)?|cpu:\*)$")] = Field(
-        "auto", description="`auto`, `cpu`, `gpu:0`, `gpu:*` (a replica on each) or `tpu`"
+        default="auto", description="`auto`, `cpu`, `gpu:0`, `gpu:*` (a replica on each) or `tpu`"
     )
-    on_demand: bool = Field(False, description="loaded at its first request; may be unloaded when idle, for room")
-    stateful: bool = Field(False, description="its variables change: never fused with other requests, never run again")
+    on_demand: bool = Field(default=False, description="loaded at its first request; goes when idle, for room")
+    stateful: bool = Field(default=False, description="its variables change: never fused, never run again")
     allow_operations: frozenset[str] = Field(
-        frozenset(), description="operations that are refused otherwise, such as `ReadFile`"
+        default=frozenset(), description="operations that are refused otherwise, such as `ReadFile`"
     )
 
     @model_validator(mode="after")

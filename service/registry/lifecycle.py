@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from service.errors import Unavailable
@@ -34,12 +34,21 @@ _NEXT = {
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """What is told about a version: `reason` says why it failed, else it is empty."""
+    """What is told about a version: `reason` says why it failed, else it is empty.
+
+    `since` is when it came into its state, in seconds since the epoch; `rows` is what it has
+    answered, `memory_bytes` what it holds on its device.
+    """
 
     model: str
     version: int
     state: State
     reason: str = ""
+    since: float = field(default=0.0, compare=False)
+    device: str = field(default="", compare=False)
+    plans: str = field(default="", compare=False)
+    memory_bytes: int = field(default=0, compare=False)
+    rows: int = field(default=0, compare=False)
 
 
 class Lifecycle:

@@ -51,7 +51,7 @@ class Unload:
 def wanted(versions: Iterable[int], policy: VersionPolicy) -> set[int]:
     """The versions that `policy` wants among those that exist."""
     if isinstance(policy, Specific):
-        return policy.versions & set(versions)
+        return set(policy.versions).intersection(versions)
     if isinstance(policy, All):
         return set(versions)
     return set(sorted(versions, reverse=True)[: policy.count])

@@ -6,298 +6,256 @@ State changes happen on the event loop; loading, which blocks for seconds, in a 
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterable
 
-from service.batching.batcher import Batcher
-from service.batching.batcher import Model as BatchModel
-from service.batching.queue import Limits
-from service.batching.runner import Runner, ThreadRunner, result_of
-from service.errors import InvalidArgument, KilnError, NotFound, Unavailable
+from service.errors import FailedPrecondition, NotFound, Unavailable
 from service.metrics import Metrics
 from service.predictor import Handle, ModelInfo, ModelRef
-from service.registry.lifecycle import Lifecycle, State, VersionStatus
-from service.registry.policy import Latest, wanted
-from service.registry.repository import Kind, Repository, Source
-from service.runtime.base import signatures_line
-from service.runtime.planner import Choice
-from service.tensors import Signature, Tensors
+from service.registry.config import ModelConfig, ModelConfigs
+from service.registry.lifecycle import VersionStatus
+from service.registry.repository import Kind, Problem, Repository, Source
+from service.registry.served_model import Bench, ServedModel
+from service.registry.shadow import ShadowedHandle
+from service.registry.version import RegistryOptions, Version, VersionHandle
+from service.registry.watch import Watcher
 
-_log = logging.getLogger("kiln.registry")
-
-
-class Model(BatchModel, Protocol):
-    """A loaded version; see `service.runtime.model.LoadedModel`."""
-
-    signatures: dict[str, Signature]
-    device: str
-
-    def warm_up(self) -> Mapping[str, Choice]: ...
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class RegistryOptions:
-    """How every version is batched, and how it is brought in.
-
-    `materialize` turns what lies in the repository into a SavedModel folder and `load` loads
-    that; both block.
-    """
-
-    materialize: Callable[[Source], Path]
-    load: Callable[[Path], Model]
-    limits: Limits
-    split_oversize: bool = True
-
-
-class Version:
-    """One version: its state, and once loaded its model and batcher."""
-
-    def __init__(self, source: Source, on_change: Callable[[VersionStatus], None]) -> None:
-        self.source = source
-        self.lifecycle = Lifecycle(source.model, source.version, on_change)
-        self.model: Model | None = None
-        self.batcher: Batcher | None = None
-
-    def __repr__(self) -> str:
-        return f"<Version {self.lifecycle!r}>"
-
-
-class VersionHandle:
-    """A READY version held for one request."""
-
-    __slots__ = ("_batcher", "_lifecycle", "model", "signatures", "version")
-
-    def __init__(self, version: Version) -> None:
-        assert version.model is not None
-        assert version.batcher is not None
-        version.lifecycle.acquire()
-        self.model = version.source.model
-        self.version = version.source.version
-        self.signatures: Mapping[str, Signature] = version.model.signatures
-        self._batcher = version.batcher
-        self._lifecycle = version.lifecycle
-
-    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
-        return self._batcher.submit(signature, inputs, deadline)
-
-    def release(self) -> None:
-        self._lifecycle.release()
+_DEFAULT = ModelConfig()
 
 
 class Registry:
     """All models of one server; the `Engine` that the predictor sees."""
 
-    def __init__(self, repository: Repository, options: RegistryOptions, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        options: RegistryOptions,
+        metrics: Metrics,
+        *,
+        configs: ModelConfigs | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self.draining = False
         self._options = options
         self._metrics = metrics
-        self._models: dict[str, dict[int, Version]] = {}
-        self._problems: dict[str, list[VersionStatus]] = {}
-        self._defaults: dict[str, Version] = {}
-        """The highest READY version of each model that has one."""
-        self.draining = False
-        for problem in repository.problems:
-            _log.error("%s: %s", _label(problem.model, problem.version), problem.reason)
-            metrics.folder_problem(problem.model, problem.version, problem.reason)
-            status = VersionStatus(problem.model, problem.version or 0, State.FAILED, problem.reason)
-            self._problems.setdefault(problem.model, []).append(status)
-        for name, sources in _by_model(repository.sources).items():
-            chosen = wanted(sources, Latest(1))
-            self._models[name] = {v: Version(s, self._on_change) for v, s in sources.items() if v in chosen}
+        self._configs: ModelConfigs = configs or {}
+        self._watcher = watcher
+        self._models: dict[str, ServedModel] = {}
+        self._bench = Bench(options, metrics, asyncio.Semaphore(options.parallel_loads))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._note(repository)
+
+    # Changes
 
     async def load_all(self) -> None:
-        """Load every wanted version, one after another; none that fails stops the rest."""
-        versions = [version for by_number in self._models.values() for version in by_number.values()]
-        loader = ThreadRunner("kiln-loader", asyncio.get_running_loop())
-        for position, version in enumerate(versions, start=1):
-            _log.info("loading %s (%d of %d)", _label_of(version), position, len(versions))
-            await self._load(version, loader)
-        loader.close()
+        """Bring in all that is wanted; no model that fails stops the rest."""
+        await self._reconcile(self._models.values())
 
-    def acquire(self, ref: ModelRef) -> Handle:
-        """Hold the version that `ref` means; see `Engine.acquire`."""
-        return VersionHandle(self._ready_version(ref))
+    async def watch(self) -> None:
+        """Follow changes of the folder and of the configs until cancelled."""
+        if self._watcher is not None:
+            await self._watcher.run(self._look_again)
 
-    def check(self, ref: ModelRef) -> None:
-        self._ready_version(ref)
+    async def _look_again(self, configs: ModelConfigs | None) -> None:
+        assert self._watcher is not None
+        if configs is not None:
+            self._configs = configs
+        self._note(await self._watcher.found(self._configs))
+        for model in list(self._models.values()):
+            task = asyncio.create_task(self._settle(model))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def describe(self, ref: ModelRef) -> ModelInfo:
-        version = self._ready_version(ref)
-        assert version.model is not None
-        ready = [n for n, v in self._models[ref.name].items() if v.lifecycle.state is State.READY]
-        source = version.source
-        platform = "tensorflow_savedmodel" if source.kind is Kind.SAVED_MODEL else "keras"
-        return ModelInfo(source.model, source.version, tuple(sorted(ready)), platform, version.model.signatures)
+    async def _settle(self, model: ServedModel) -> None:
+        """One round for one model; a round that is under way goes on to what is wanted now."""
+        if not model.is_reconciling and not self.draining:
+            await model.reconcile()
+            self._drop_if_gone(model)
 
-    def statuses(self, ref: ModelRef) -> list[VersionStatus]:
-        """See `Engine.statuses`; folders that could not be a version are FAILED with the reason."""
-        if ref.label is not None:
-            raise _unknown_label(ref.label)
-        known = [version.lifecycle.status for version in self._models.get(ref.name, {}).values()]
-        known += self._problems.get(ref.name, [])
-        if not known:
-            raise NotFound(f"Could not find any versions of model {ref.name}; {self._loaded_names()}")
-        if ref.version is not None:
-            known = [status for status in known if status.version == ref.version]
-            if not known:
-                raise NotFound(f"Could not find version {ref.version} of model {ref.name}")
-        return sorted(known, key=lambda status: -status.version)
+    async def configure(self, configs: ModelConfigs) -> None:
+        """Serve these models so, and no others, as soon as they are ready.
 
-    def all_statuses(self) -> list[VersionStatus]:
-        """The states of all versions that are loaded or to be loaded."""
-        return [v.lifecycle.status for by_number in self._models.values() for v in by_number.values()]
+        Raises:
+            InvalidArgument: nothing is where a config says.
+            FailedPrecondition: a wanted version could not be loaded, or a label's is not READY.
+        """
+        before = dict(self._models)
+        self._configs = dict(configs)
+        if self._watcher is not None:
+            self._note(await self._watcher.found_whole(self._configs))
+        for name, model in self._models.items():
+            model.is_enabled = name in configs
+        await self._reconcile([*before.values(), *self._models.values()])
+        for name in configs:
+            self._check_arrived(name)
+            unmoved = self._models[name].unmoved_labels()
+            for label, number in unmoved.items():
+                raise FailedPrecondition(
+                    f"model {name!r}: label {label!r} cannot move to version {number}, which is not READY"
+                )
 
-    def model_names(self) -> list[str]:
-        return sorted(self._models.keys() | self._problems.keys())
+    async def load(self, name: str) -> None:
+        """Load a model, or what has changed of it; waits until it is READY.
+
+        Raises:
+            Unavailable: models are not loaded by request here.
+            NotFound: there is no such model.
+            FailedPrecondition: it cannot be loaded; the text says why.
+        """
+        self._check_explicit("loaded")
+        if self._watcher is not None:
+            self._note(await self._watcher.found_whole(self._configs))
+        model = self._models.get(name)
+        if model is None:
+            raise NotFound(f"there is no model {name!r} to load; {self._known_names()}")
+        model.is_enabled = True
+        model.retry_now()
+        await model.reconcile()
+        self._check_arrived(name)
+
+    async def unload(self, name: str) -> None:
+        """Drain a model and let it go.
+
+        Raises:
+            Unavailable: models are not unloaded by request here.
+            NotFound: there is no such model.
+        """
+        self._check_explicit("unloaded")
+        model = self._models.get(name)
+        if model is None:
+            raise NotFound(f"there is no model {name!r} to unload; {self._known_names()}")
+        model.is_enabled = False
+        await model.reconcile()
 
     async def stop(self, drain_s: float) -> bool:
         """Finish what was accepted within `drain_s`, then unload everything; whether it was enough."""
         self.draining = True
-        versions = [version for by_number in self._models.values() for version in by_number.values()]
-        return all(await asyncio.gather(*(self._unload(version, drain_s) for version in versions)))
+        for task in self._tasks:
+            task.cancel()
+        return all(await asyncio.gather(*(model.stop(drain_s) for model in self._models.values())))
 
-    def _ready_version(self, ref: ModelRef) -> Version:
-        """The version meant by `ref`: the highest READY one where none is named."""
+    # What the predictor asks
+
+    def acquire(self, ref: ModelRef) -> Handle:
+        """Hold the version that `ref` means; see `Engine.acquire`."""
+        version = self._route(ref)
+        handle = VersionHandle(version)
+        shadow = self._models[ref.name].config.shadow
+        if shadow is not None and ref.version is None and ref.label is None:
+            other = self._models[ref.name].resolve(shadow.to)
+            if other is not None and other is not version:
+                return ShadowedHandle(handle, other, shadow.share, self._metrics)
+        return handle
+
+    def check(self, ref: ModelRef) -> None:
+        """See `Engine.check`."""
+        self._route(ref)
+
+    def is_coming(self, ref: ModelRef) -> bool:
+        """See `Engine.is_coming`."""
+        model = self._models.get(ref.name)
+        return model is not None and not self.draining and model.is_coming(ref.version, ref.label)
+
+    async def wait(self, ref: ModelRef, deadline: float | None) -> None:
+        """See `Engine.wait`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if deadline is None else max(deadline - time.monotonic(), 0.0)):
+                while self.is_coming(ref):
+                    await self._models[ref.name].arrival()
+
+    def describe(self, ref: ModelRef) -> ModelInfo:
+        """See `Engine.describe`."""
+        version = self._route(ref)
+        assert version.model is not None
+        source = version.source
+        platform = "tensorflow_savedmodel" if source.kind is Kind.SAVED_MODEL else "keras"
+        ready = tuple(sorted(v.source.version for v in self._models[ref.name].versions if v.is_ready))
+        return ModelInfo(source.model, source.version, ready, platform, version.model.signatures)
+
+    def statuses(self, ref: ModelRef) -> list[VersionStatus]:
+        """See `Engine.statuses`; folders that could not be a version are FAILED with the reason."""
+        model = self._models.get(ref.name)
+        number = ref.version
+        if model is not None and ref.label is not None:
+            number = model.number_of(ref.label)
+        known = model.statuses() if model is not None else []
+        if not known:
+            raise NotFound(f"Could not find any versions of model {ref.name}; {self._loaded_names()}")
+        if number is not None:
+            known = [status for status in known if status.version == number]
+            if not known:
+                raise NotFound(f"Could not find version {number} of model {ref.name}")
+        return known
+
+    def all_statuses(self) -> list[VersionStatus]:
+        """The states of all versions that are loaded, to be loaded, or could not be."""
+        return [status for name in sorted(self._models) for status in self._models[name].statuses()]
+
+    def model_names(self) -> list[str]:
+        return sorted(self._models)
+
+    def can_serve(self) -> bool:
+        """Whether there is anything to ask, or something may be loaded by request."""
+        return self._options.explicit or any(model.default is not None for model in self._models.values())
+
+    # Within
+
+    def _route(self, ref: ModelRef) -> Version:
         if self.draining:
             raise Unavailable("the server is stopping and takes no new requests")
-        if ref.version is None and ref.label is None:
-            default = self._defaults.get(ref.name)
-            if default is not None:
-                return default
-        versions = self._models.get(ref.name)
-        if versions is None:
-            for problem in self._problems.get(ref.name, []):
-                raise Unavailable(f"model {ref.name!r} could not be loaded: {problem.reason}")
-            raise NotFound(f"Servable not found for request: {_request(ref)}; {self._loaded_names()}")
-        if ref.label is not None:
-            raise _unknown_label(ref.label)
-        if ref.version is None:
-            version = max(versions.values(), key=lambda v: v.source.version)  # none is READY
-        elif ref.version in versions:
-            version = versions[ref.version]
-        else:
-            known = ", ".join(str(number) for number in sorted(versions))
-            raise NotFound(f"Servable not found for request: {_request(ref)}; model {ref.name!r} has version {known}")
-        if version.lifecycle.state is not State.READY:
-            status = version.lifecycle.status
-            why = f": {status.reason}" if status.reason else ""
-            raise Unavailable(f"model {ref.name!r} version {status.version} is {status.state.value}, not READY{why}")
-        return version
+        model = self._models.get(ref.name)
+        if model is None:
+            which = f"Latest({ref.name})" if ref.version is None else f"Specific({ref.name}, {ref.version})"
+            raise NotFound(f"Servable not found for request: {which}; {self._loaded_names()}")
+        return model.route(ref.version, ref.label)
 
-    def _on_change(self, status: VersionStatus) -> None:
-        """A version has changed its state."""
-        self._metrics.state_changed(status)
-        ready = [v for v in self._models[status.model].values() if v.lifecycle.state is State.READY]
-        if ready:
-            self._defaults[status.model] = max(ready, key=lambda v: v.source.version)
-        else:
-            self._defaults.pop(status.model, None)
+    def _note(self, repository: Repository) -> None:
+        """Take note of what lies there; models come into being here."""
+        sources: dict[str, dict[int, Source]] = {}
+        problems: dict[str, dict[int | None, Problem]] = {}
+        for source in repository.sources:
+            sources.setdefault(source.model, {})[source.version] = source
+        for problem in repository.problems:
+            problems.setdefault(problem.model, {})[problem.version] = problem
+        for name in sources.keys() | problems.keys() | self._models.keys():
+            config = self._configs.get(name, _DEFAULT)
+            model = self._models.get(name)
+            if model is None:
+                model = ServedModel(name, config, self._bench, is_enabled=not self._options.explicit)
+                self._models[name] = model
+            model.config = config
+            model.found(sources.get(name, {}), problems.get(name, {}))
+
+    async def _reconcile(self, models: Iterable[ServedModel]) -> None:
+        unique = {model.name: model for model in models}
+        await asyncio.gather(*(model.reconcile() for model in unique.values()))
+        for model in unique.values():
+            self._drop_if_gone(model)
+
+    def _drop_if_gone(self, model: ServedModel) -> None:
+        if not (model.sources or model.problems or model.versions) and self._models.get(model.name) is model:
+            del self._models[model.name]
+
+    def _check_arrived(self, name: str) -> None:
+        """Raise why a model that should be there is not."""
+        model = self._models.get(name)
+        if model is None:
+            raise NotFound(f"there is no model {name!r}; {self._known_names()}")
+        for number in sorted(model.wanted(), reverse=True):
+            if reason := model.failure_of(number):
+                raise FailedPrecondition(f"model {name!r} version {number} could not be loaded: {reason}")
+        if model.default is None:
+            reasons = "; ".join(status.reason for status in model.problems.values()) or "it has no version to load"
+            raise FailedPrecondition(f"model {name!r} could not be loaded: {reasons}")
+
+    def _check_explicit(self, what: str) -> None:
+        if not self._options.explicit:
+            raise Unavailable(f"models are {what} by request only with --model-control explicit")
 
     def _loaded_names(self) -> str:
-        return f"loaded are {', '.join(sorted(self._defaults))}" if self._defaults else "no model is loaded"
+        names = sorted(name for name, model in self._models.items() if model.default is not None)
+        return f"loaded are {', '.join(names)}" if names else "no model is loaded"
 
-    async def _load(self, version: Version, loader: Runner) -> None:
-        start = time.monotonic()
-        version.lifecycle.advance(State.LOADING)
-        try:
-            path = await result_of(loader, lambda: self._options.materialize(version.source))
-            version.model = model = await result_of(loader, lambda: self._options.load(path))
-            version.lifecycle.advance(State.WARMING)
-            _log.info("warming up %s", _label_of(version))
-            warm_up_start = time.monotonic()
-            choices = await result_of(loader, model.warm_up)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this version's failure only
-            self._fail(version, error)
-            return
-        warm_up_s = time.monotonic() - warm_up_start
-        self._publish(version, model, choices)
-        seconds = time.monotonic() - start
-        self._metrics.loaded(version.source.model, version.source.version, seconds)
-        _log.info(
-            "%s is ready on %s: %s (plans %s; loaded in %.1f s, of which warm-up %.1f s)",
-            _label_of(version),
-            model.device,
-            signatures_line(model.signatures),
-            _plans_line(choices),
-            seconds,
-            warm_up_s,
-        )
-
-    def _publish(self, version: Version, model: Model, choices: Mapping[str, Choice]) -> None:
-        name, number = version.source.model, version.source.version
-        runner = ThreadRunner(f"kiln-{name}-{number}", asyncio.get_running_loop())
-        observer = self._metrics.version(name, number, lambda: batcher.queue.rows)
-        batcher = Batcher(
-            model,
-            self._options.limits,
-            runner=runner,
-            observer=observer,
-            split_oversize=self._options.split_oversize,
-        )
-        version.batcher = batcher
-        for signature, choice in choices.items():
-            self._metrics.plan_chosen(name, number, signature, choice.names)
-        version.lifecycle.advance(State.READY)
-
-    def _fail(self, version: Version, error: Exception) -> None:
-        if isinstance(error, KilnError):
-            reason = str(error)
-        else:
-            reason = f"{type(error).__name__}: {error}"
-            _log.error("%s: unexpected error while loading", _label_of(version), exc_info=error)
-        model, version.model = version.model, None
-        if model is not None:
-            model.close()
-        version.lifecycle.advance(State.FAILED, reason)
-        _log.error("%s failed: %s", _label_of(version), reason)
-
-    async def _unload(self, version: Version, drain_s: float) -> bool:
-        """Drain a READY version and let it go; False if some of its requests had to be given up."""
-        if version.lifecycle.state is not State.READY:
-            return True
-        assert version.batcher is not None
-        assert version.model is not None
-        idle = asyncio.Event()
-        version.lifecycle.drain(idle.set)
-        stop = time.monotonic() + drain_s
-        try:
-            await asyncio.wait_for(idle.wait(), drain_s)
-        except TimeoutError:
-            _log.warning("%s: %d requests not finished in time", _label_of(version), version.lifecycle.handles)
-        is_drained = await version.batcher.stop(max(stop - time.monotonic(), 0.0))
-        self._metrics.forget_version(version.source.model, version.source.version)
-        version.lifecycle.advance(State.UNLOADED)
-        return is_drained
-
-
-def _by_model(sources: Iterable[Source]) -> dict[str, dict[int, Source]]:
-    grouped: dict[str, dict[int, Source]] = {}
-    for source in sources:
-        grouped.setdefault(source.model, {})[source.version] = source
-    return grouped
-
-
-def _label(model: str, version: int | None) -> str:
-    return model if version is None else f"{model} v{version}"
-
-
-def _label_of(version: Version) -> str:
-    return _label(version.source.model, version.source.version)
-
-
-def _request(ref: ModelRef) -> str:
-    """As TensorFlow Serving writes it: ``Latest(half)`` or ``Specific(half, 99)``."""
-    return f"Latest({ref.name})" if ref.version is None else f"Specific({ref.name}, {ref.version})"
-
-
-def _unknown_label(label: str) -> InvalidArgument:
-    return InvalidArgument(f"Unrecognized servable version label: {label}")
-
-
-def _plans_line(choices: Mapping[str, Choice]) -> str:
-    names = sorted({name for choice in choices.values() for name in choice.names.values()})
-    return ", ".join(names) or "none"
+    def _known_names(self) -> str:
+        return f"there are {', '.join(sorted(self._models))}" if self._models else "the repository is empty"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from service.batching.runner import Runner
+from service.batching.runner import Runner, ThreadRunner
 from service.errors import InvalidArgument, NotFound, Unavailable
 from service.metrics import Metrics
 from service.registry.config import ModelConfig
@@ -35,11 +36,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all models share: how versions are brought in, where that is told, and the thread that does it."""
+    """What all models share: how versions are brought in, where that is told, and how many may be at once."""
 
     options: RegistryOptions
     metrics: Metrics
-    loader: Callable[[], Runner]
     loading: asyncio.Semaphore
     clock: Callable[[], float] = time.monotonic
 
@@ -65,6 +65,7 @@ class ServedModel:
         self._ready: dict[int, Version] = {}
         self._failures: dict[int, Failure] = {}
         self._is_reconciling = asyncio.Lock()
+        self._has_served = False
         self._arrived = asyncio.Event()
         """Set and replaced whenever a version becomes READY or FAILED."""
 
@@ -83,12 +84,12 @@ class ServedModel:
             number: VersionStatus(self.name, number or 0, State.FAILED, problem.reason)
             for number, problem in problems.items()
         }
-        for number, status in self.problems.items():
-            if told.get(number) != status:
-                _log.error("%s: %s", self.name if number is None else f"{self.name} v{number}", status.reason)
-            self._bench.metrics.folder_problem(self.name, number, status.reason)
-        for number in told.keys() - self.problems.keys():
-            self._bench.metrics.forget_state(self.name, number)
+        for place, status in self.problems.items():
+            if told.get(place) != status:
+                _log.error("%s: %s", self.name if place is None else f"{self.name} v{place}", status.reason)
+            self._bench.metrics.folder_problem(self.name, place, status.reason)
+        for place in told.keys() - self.problems.keys():
+            self._bench.metrics.forget_state(self.name, place)
 
     def statuses(self) -> list[VersionStatus]:
         """Every version that is known, newest first; a version in use hides the failure of its replacement."""
@@ -115,10 +116,7 @@ class ServedModel:
             Unavailable: it is there, but not READY.
         """
         if label is not None:
-            if label not in self.labels:
-                known = f"; model {self.name!r} has {', '.join(sorted(self.labels))}" if self.labels else ""
-                raise InvalidArgument(f"Unrecognized servable version label: {label}{known}")
-            version = self.labels[label]
+            version = self.number_of(label)
         if version is not None:
             ready = self._ready.get(version)
             if ready is None:
@@ -130,6 +128,13 @@ class ServedModel:
             raise self._not_ready(None)
         return self.default
 
+    def number_of(self, label: str) -> int:
+        """The version that a label means; `InvalidArgument` if there is no such label."""
+        if label not in self.labels:
+            known = f"; model {self.name!r} has {', '.join(sorted(self.labels))}" if self.labels else ""
+            raise InvalidArgument(f"Unrecognized servable version label: {label}{known}")
+        return self.labels[label]
+
     def resolve(self, name: int | str) -> Version | None:
         """The READY version of a number or label; None if there is none."""
         number = name if isinstance(name, int) else self.labels.get(name, int(name) if name.isdigit() else -1)
@@ -140,8 +145,8 @@ class ServedModel:
         shares = [(v, share) for name, share in self.config.split.items() if (v := self.resolve(name)) and share]
         if not shares:
             return None
-        versions, weights = zip(*shares, strict=True)
-        return random.choices(versions, weights)[0]  # noqa: S311 - spreads load, hides nothing
+        weights = [share for _, share in shares]
+        return random.choices([version for version, _ in shares], weights)[0]  # noqa: S311 - spreads load, hides nothing
 
     def _not_ready(self, number: int | None) -> Exception:
         statuses = [s for s in self.statuses() if number is None or s.version == number]
@@ -150,9 +155,7 @@ class ServedModel:
             why = f": {status.reason}" if status.reason else ""
             if status.version == 0 and status in self.problems.values():
                 return Unavailable(f"model {self.name!r} could not be loaded{why}")
-            return Unavailable(
-                f"model {self.name!r} version {status.version} is {status.state.value}, not READY{why}"
-            )
+            return Unavailable(f"model {self.name!r} version {status.version} is {status.state.value}, not READY{why}")
         if number is not None:
             known = ", ".join(str(n) for n in sorted(self._ready)) or "none that is READY"
             return NotFound(
@@ -163,37 +166,50 @@ class ServedModel:
             return Unavailable(f"model {self.name!r} is not loaded")
         return Unavailable(f"model {self.name!r} has no version that is READY")
 
-    @property
-    def comes_back(self) -> bool:
-        """Whether a version is on its way, so that a request that finds none may wait for it."""
-        return bool(self.is_enabled and self._is_reconciling.locked() and self.default is None and self._missing())
+    def is_coming(self, version: int | None, label: str | None) -> bool:
+        """Whether a version is being loaded in the place of the one that went before it.
 
-    async def wait_ready(self) -> None:
+        A request that finds none READY waits for that; before the first one is READY it is refused.
+        """
+        if version is not None or label is not None:
+            return False
+        return self._has_served and self.default is None and self._is_reconciling.locked() and self._missing()
+
+    async def arrival(self) -> None:
         """Until a version has become READY or FAILED."""
         await self._arrived.wait()
 
     # The steps
 
+    @property
+    def is_reconciling(self) -> bool:
+        return self._is_reconciling.locked()
+
+    def retry_now(self) -> None:
+        """Let what failed be tried again without waiting."""
+        self._failures = {n: replace(f, fingerprint=None, attempts=0) for n, f in self._failures.items()}
+
     async def reconcile(self) -> None:
         """Bring in what is wanted and let go what is not, one step after another."""
         async with self._is_reconciling:
             self._forget_due_failures()
-            while (action := next_action(self._wanted(), self._states(), self.config.transition)) is not None:
+            while (action := next_action(self.wanted(), self._states(), self.config.transition)) is not None:
                 if isinstance(action, Load):
                     await self._load(self.sources[action.version])
                 else:
                     await self._unload(self._ready[action.version])
             self._move_labels()
 
-    def _wanted(self) -> set[int]:
+    def wanted(self) -> set[int]:
+        """The versions that should be READY."""
         return wanted(self.sources, self.config.versions) if self.is_enabled else set()
 
     def _missing(self) -> bool:
-        return any(number not in self._ready and number not in self._failures for number in self._wanted())
+        return any(number not in self._ready and number not in self._failures for number in self.wanted())
 
     def _states(self) -> dict[int, State]:
         """States for the policy: a READY version whose files have changed counts as NEW."""
-        states = {number: State.READY for number in self._ready}
+        states = dict.fromkeys(self._ready, State.READY)
         for number, source in self.sources.items():
             ready = self._ready.get(number)
             failure = self._failures.get(number)
@@ -217,7 +233,8 @@ class ServedModel:
         self.versions.append(version)
         async with self._bench.loading:
             _log.info("loading %s", version.label)
-            await version.load(self.config, self._bench.options, self._bench.metrics, self._bench.loader())
+            with _thread(version) as loader:
+                await version.load(self.config, self._bench.options, self._bench.metrics, loader)
         if not version.is_ready:
             self._note_failure(version)
         elif before is not None:
@@ -235,7 +252,8 @@ class ServedModel:
         self.versions.remove(version)
 
     async def _unload(self, version: Version) -> None:
-        await version.unload(self._bench.options.drain_s, self._bench.metrics, self._bench.loader())
+        with _thread(version) as loader:
+            await version.unload(self._bench.options.drain_s, self._bench.metrics, loader)
         self.versions.remove(version)
         if version.source.version not in self._ready:
             self._bench.metrics.forget_state(self.name, version.source.version)
@@ -252,6 +270,7 @@ class ServedModel:
         if state is State.READY:
             self._ready[number] = version
             self._failures.pop(number, None)
+            self._has_served = True
         elif self._ready.get(number) is version:
             del self._ready[number]
         self.default = self._ready[max(self._ready)] if self._ready else None
@@ -275,3 +294,13 @@ class ServedModel:
     def unmoved_labels(self) -> dict[str, int]:
         """Labels that wait for their version."""
         return {label: number for label, number in self.config.labels.items() if self.labels.get(label) != number}
+
+
+@contextlib.contextmanager
+def _thread(version: Version) -> Iterator[Runner]:
+    """A thread of its own, so that a load that hangs holds up no other model."""
+    runner = ThreadRunner(f"kiln-load-{version.source.model}-{version.source.version}", asyncio.get_running_loop())
+    try:
+        yield runner
+    finally:
+        runner.close()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +62,7 @@ class Facts:
     since: float = field(default_factory=time.time)
     device: str = ""
     plans: str = ""
+    memory_bytes: int = 0
     load_s: float = 0.0
 
 
@@ -88,7 +89,15 @@ class Version:
 
     @property
     def status(self) -> VersionStatus:
-        return self.lifecycle.status
+        """Its state and all that is told beside it."""
+        return replace(
+            self.lifecycle.status,
+            since=self.facts.since,
+            device=self.facts.device,
+            plans=self.facts.plans,
+            memory_bytes=self.facts.memory_bytes,
+            rows=self.batcher.rows_served if self.batcher else 0,
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -125,9 +134,7 @@ class Version:
             warm_up_s,
         )
 
-    def _publish(
-        self, model: Model, choices: Mapping[str, Choice], options: RegistryOptions, metrics: Metrics
-    ) -> None:
+    def _publish(self, model: Model, choices: Mapping[str, Choice], options: RegistryOptions, metrics: Metrics) -> None:
         name, number = self.source.model, self.source.version
         self.batcher = batcher = Batcher(
             model,

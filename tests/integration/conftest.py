@@ -12,8 +12,9 @@ from service.batching.queue import Limits
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
-from service.registry.registry import Registry, RegistryOptions
+from service.registry.registry import Registry
 from service.registry.repository import Kind, Repository, Source
+from service.registry.version import RegistryOptions
 from service.rest.app import KilnApp, RestOptions, rest_app
 from service.rpc.server import RpcServer
 from tests.fakes import FakeModel
@@ -44,13 +45,13 @@ async def start_kiln(
     metrics = Metrics()
     options = RegistryOptions(
         materialize=lambda source: source.path,
-        load=lambda path: models[path.name],
+        load=lambda path, config: models[path.name],
         limits=limits,
         split_oversize=split_oversize,
     )
     sources = tuple(Source(name, 1, Kind.KERAS, Path(name)) for name in sorted(models))
     registry = Registry(Repository(sources), options, metrics)
-    health = Health(registry.all_statuses)
+    health = Health(registry.can_serve)
     predictor = Predictor(registry, metrics)
     rpc = RpcServer(
         predictor,

@@ -16,8 +16,9 @@ from service.errors import InvalidArgument, KilnError, ModelLoadError, NotFound,
 from service.metrics import Metrics
 from service.predictor import Handle, ModelRef
 from service.registry.lifecycle import State, VersionStatus
-from service.registry.registry import Registry, RegistryOptions
+from service.registry.registry import Registry
 from service.registry.repository import Kind, Problem, Repository, Source
+from service.registry.version import RegistryOptions
 from service.runtime.planner import Choice
 from tests.fakes import DOUBLE, FakeModel, rows
 

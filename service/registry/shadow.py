@@ -1,0 +1,68 @@
+"""Trying a version on real requests: it is asked as well, its answers are compared and thrown away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+
+from service.errors import KilnError
+from service.metrics import Metrics
+from service.registry.version import Version, VersionHandle
+from service.runtime.planner import disagreement
+from service.tensors import Signature, Tensors
+
+
+class ShadowedHandle:
+    """A `Handle` that sends a copy of a share of its requests to another version."""
+
+    __slots__ = ("_handle", "_metrics", "_other", "_share", "model", "signatures", "version")
+
+    def __init__(self, handle: VersionHandle, other: Version, share: float, metrics: Metrics) -> None:
+        self.model = handle.model
+        self.version = handle.version
+        self.signatures: Mapping[str, Signature] = handle.signatures
+        self._handle = handle
+        self._other = other
+        self._share = share
+        self._metrics = metrics
+
+    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
+        """The other version is asked only once there is an answer to compare with."""
+        answer = self._handle.submit(signature, inputs, deadline)
+        if random.random() >= self._share:  # noqa: S311 - a sample
+            return answer
+        return self._compared(answer, signature, inputs)
+
+    async def _compared(self, answer: Awaitable[Tensors], signature: Signature, inputs: Tensors) -> Tensors:
+        outputs = await answer
+        if self._other.is_ready:
+            told = self._metrics.shadow(self.model, self._other.source.version)
+            trial = asyncio.create_task(_try(VersionHandle(self._other), signature, inputs, outputs, told))
+            _TRIALS.add(trial)
+            trial.add_done_callback(_TRIALS.discard)
+        return outputs
+
+    def release(self) -> None:
+        self._handle.release()
+
+
+_TRIALS: set[asyncio.Task[None]] = set()
+"""Held, for the event loop holds tasks only weakly."""
+
+
+async def _try(
+    handle: VersionHandle, signature: Signature, inputs: Tensors, outputs: Tensors, told: Callable[[str], None]
+) -> None:
+    """Ask the version on trial; tell ``agree``, ``differ`` or ``error``, and never raise."""
+    try:
+        own = handle.signatures.get(signature.name)
+        if own is None or (own.inputs, own.outputs) != (signature.inputs, signature.outputs):
+            told("differ")
+            return
+        got = await handle.submit(own, inputs, None)
+        told("differ" if disagreement(outputs, got) else "agree")
+    except KilnError:
+        told("error")
+    finally:
+        handle.release()

@@ -1,0 +1,165 @@
+"""Looking for changes: of the folder, of the models' configs; and waiting until files are whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import zipfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from service.batching.runner import Runner, result_of
+from service.errors import KilnError
+from service.registry.config import ModelConfigs, read_configs
+from service.registry.repository import Kind, Problem, Repository, Source, open_models
+
+_log = logging.getLogger("kiln.registry")
+_BEING_COPIED = "its files are still changing: it is loaded once they have been quiet"
+
+Look = Callable[[ModelConfigs], Repository]
+"""What lies in the repository now, given the configs that may name other places; blocks."""
+
+
+def look(models: Path, name: str | None, configs: ModelConfigs) -> Repository:
+    """What lies at `models`, and where the configs say otherwise, there.
+
+    Raises:
+        InvalidArgument: there is nothing at one of the places.
+    """
+    found = open_models(models, name)
+    elsewhere = {name: config.path for name, config in configs.items() if config.path is not None}
+    sources = [source for source in found.sources if source.model not in elsewhere]
+    problems = [problem for problem in found.problems if problem.model not in elsewhere]
+    for model, path in elsewhere.items():
+        try:
+            there = open_models(Path(path), model)
+        except KilnError as error:
+            problems.append(Problem(model, None, str(error)))
+            continue
+        sources += there.sources
+        problems += there.problems
+    return Repository(tuple(sources), tuple(problems))
+
+
+class Settling:
+    """Keeps versions whose files are still being written from being loaded.
+
+    A version is whole once its files have been quiet for `quiet_s`; a ``.keras`` file also as soon
+    as its end is there, for a ZIP archive has its directory last.
+    """
+
+    def __init__(self, quiet_s: float, wall_clock: Callable[[], float] = time.time) -> None:
+        self._quiet_s = quiet_s
+        self._now = wall_clock
+        self._whole: dict[tuple[str, int], Source] = {}
+        self._seen: dict[tuple[str, int], str] = {}
+
+    def settled(self, found: Repository) -> Repository:
+        """`found`, with the versions that are not whole as problems, or as they were when they were."""
+        sources: list[Source] = []
+        problems = list(found.problems)
+        seen: dict[tuple[str, int], str] = {}
+        for source in found.sources:
+            key = (source.model, source.version)
+            seen[key] = source.fingerprint
+            if self._is_whole(source):
+                self._whole[key] = source
+                sources.append(source)
+            elif key in self._whole:
+                sources.append(self._whole[key])
+            else:
+                problems.append(Problem(source.model, source.version, _BEING_COPIED))
+        self._seen = seen
+        self._whole = {key: source for key, source in self._whole.items() if key in seen}
+        return Repository(tuple(sources), tuple(problems))
+
+    def _is_whole(self, source: Source) -> bool:
+        key = (source.model, source.version)
+        known = self._whole.get(key)
+        if known is not None and known.fingerprint == source.fingerprint:
+            return True
+        if self._now() - source.modified >= self._quiet_s:
+            return True
+        return source.kind is Kind.KERAS and self._seen.get(key) == source.fingerprint and _has_its_end(source.path)
+
+
+def _has_its_end(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except OSError:
+        return False
+
+
+class Watcher:
+    """Looks every `poll_s` seconds, and at once after `poke`."""
+
+    def __init__(
+        self,
+        look: Look,
+        *,
+        config_file: Path | None,
+        poll_s: float | None,
+        quiet_s: float,
+        runner: Runner,
+    ) -> None:
+        """Without `poll_s` only a `poke` makes it look."""
+        self._look = look
+        self._config_file = config_file
+        self._poll_s = poll_s
+        self._settling = Settling(quiet_s)
+        self._quiet_s = quiet_s
+        self._runner = runner
+        self._poked = asyncio.Event()
+        self._config_stamp: tuple[int, int] | None = None
+        self._last_error = ""
+        self.configs: ModelConfigs = {}
+
+    def poke(self) -> None:
+        """Look now, and read the config file again whether it looks changed or not."""
+        self._config_stamp = None
+        self._poked.set()
+
+    def read_config_file(self) -> bool:
+        """Read the config file if it has changed; whether it had. Raises `InvalidArgument`."""
+        if self._config_file is None:
+            return False
+        try:
+            stat = self._config_file.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size)
+        except OSError:
+            stamp = (0, 0)
+        if stamp == self._config_stamp:
+            return False
+        self._config_stamp = stamp
+        self.configs = read_configs(self._config_file)
+        return True
+
+    async def found(self, configs: ModelConfigs) -> Repository:
+        """What lies there now and is whole."""
+        return self._settling.settled(await result_of(self._runner, lambda: self._look(configs)))
+
+    async def found_whole(self, configs: ModelConfigs) -> Repository:
+        """As `found`, after a short wait for files that have just been written."""
+        stop = time.monotonic() + 5 * self._quiet_s
+        while True:
+            repository = await self.found(configs)
+            if time.monotonic() >= stop or all(p.reason != _BEING_COPIED for p in repository.problems):
+                return repository
+            await asyncio.sleep(self._quiet_s / 4)
+
+    async def run(self, update: Callable[[ModelConfigs | None], Awaitable[None]]) -> None:
+        """Call `update` at every look, with the configs if the file has changed; runs until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), self._poll_s)
+            self._poked.clear()
+            try:
+                configs = self.configs if self.read_config_file() else None
+                await update(configs)
+                self._last_error = ""
+            except (KilnError, OSError) as error:
+                if str(error) != self._last_error:
+                    _log.error("nothing is changed: %s", error)
+                self._last_error = str(error)
