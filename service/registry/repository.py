@@ -93,8 +93,7 @@ def open_models(path: Path, name: str | None = None) -> Repository:
         InvalidArgument: there is nothing at `path`, or `name` is given for several models or
             cannot be a model's name.
     """
-    if name is not None and not _NAME.fullmatch(name):
-        raise InvalidArgument(f"--name: letters, digits, '_', '-' and '.' expected, got {name!r}")
+    check_name(name)
     if not path.exists():
         raise InvalidArgument(f"there is no file or folder {str(path)!r}")
     path = path.resolve()
@@ -105,8 +104,8 @@ def told_by_content(place: AnyEntry, name: str | None, make: MakeSource[AnyEntry
     """As `open_models`, for files and folders wherever they lie."""
     if place.is_file() or (place / Kind.SAVED_MODEL.value).is_file():
         return _single(place, name, make)
-    if any(child.is_dir() and _version_number(child.name) is not None for child in place.iterdir()):
-        return _versions(place, _usable(name or place.name), make)
+    if any(child.is_dir() and version_number(child.name) is not None for child in place.iterdir()):
+        return _versions(place, usable(name or place.name), make)
     if _holds_one_file(place):
         return _single(place, name, make)
     if name is not None:
@@ -122,7 +121,7 @@ def scan(root: Path) -> Repository:
 def _models(root: AnyEntry, make: MakeSource[AnyEntry]) -> Repository:
     sources: list[Source] = []
     problems: list[Problem] = []
-    for folder in _visible(root):
+    for folder in visible(root):
         if not folder.is_dir():
             continue
         if not _NAME.fullmatch(folder.name):
@@ -141,11 +140,11 @@ def _models(root: AnyEntry, make: MakeSource[AnyEntry]) -> Repository:
 def _single(path: AnyEntry, name: str | None, make: MakeSource[AnyEntry]) -> Repository:
     """One version by itself: ``<name>/<version>/model.keras`` tells both, else it is version 1."""
     folder = path.parent if path.is_file() else path
-    version = _version_number(folder.name)
+    version = version_number(folder.name)
     if name is None:
         name = folder.parent.name if version is not None else path.stem if path.is_file() else path.name
     version = 1 if version is None else version
-    name = _usable(name)
+    name = usable(name)
     if path.is_file():
         kind = _kind_of_file(path)
         if kind is None:
@@ -158,7 +157,14 @@ def _single(path: AnyEntry, name: str | None, make: MakeSource[AnyEntry]) -> Rep
     return Repository((found,))
 
 
-def _usable(name: str) -> str:
+def check_name(name: str | None) -> None:
+    """Raise `InvalidArgument` for a name that was given, and that no model can have."""
+    if name is not None and not _NAME.fullmatch(name):
+        raise InvalidArgument(f"--name: letters, digits, '_', '-' and '.' expected, got {name!r}")
+
+
+def usable(name: str) -> str:
+    """`name`, which a file or folder gave; raises `InvalidArgument` if no model can have it."""
     if not _NAME.fullmatch(name):
         raise InvalidArgument(f"{name!r} cannot be a model's name: give one with --name")
     return name
@@ -168,10 +174,10 @@ def _versions(folder: AnyEntry, name: str, make: MakeSource[AnyEntry]) -> Reposi
     """The versions of one model."""
     sources: dict[int, Source] = {}
     problems: list[Problem] = []
-    for child in _visible(folder):
+    for child in visible(folder):
         if not child.is_dir():
             continue
-        version = _version_number(child.name)
+        version = version_number(child.name)
         if version is None:
             _warn_once(f"{name}: {child.name!r} is ignored: it is no version number")
             continue
@@ -195,9 +201,9 @@ def _version(folder: AnyEntry, name: str, version: int, make: MakeSource[AnyEntr
     candidates: list[tuple[Kind, AnyEntry]] = []
     if (folder / Kind.SAVED_MODEL.value).is_file():
         candidates.append((Kind.SAVED_MODEL, folder))
-    candidates += [(kind, file) for file in _visible(folder) if file.is_file() and (kind := _kind_of_file(file))]
+    candidates += [(kind, file) for file in visible(folder) if file.is_file() and (kind := _kind_of_file(file))]
     if not candidates:
-        names = ", ".join(sorted(child.name for child in _visible(folder))) or "nothing"
+        names = ", ".join(sorted(child.name for child in visible(folder))) or "nothing"
         return Problem(name, version, f"{_EXPECTED}, found {names}")
     if len(candidates) > 1:
         names = ", ".join(sorted(Kind.SAVED_MODEL.value if p == folder else p.name for _, p in candidates))
@@ -235,7 +241,7 @@ def _warn_once(text: str) -> None:
     _log.warning("%s", text)
 
 
-def _version_number(name: str) -> int | None:
+def version_number(name: str) -> int | None:
     """The version that a folder's name means; None if it means none."""
     if not (name.isascii() and name.isdigit()) or int(name) > _LARGEST_VERSION:
         return None
@@ -248,8 +254,9 @@ def _kind_of_file(path: Entry) -> Kind | None:
 
 
 def _holds_one_file(folder: Entry) -> bool:
-    return sum(1 for child in _visible(folder) if child.is_file() and _kind_of_file(child)) == 1
+    return sum(1 for child in visible(folder) if child.is_file() and _kind_of_file(child)) == 1
 
 
-def _visible(folder: AnyEntry) -> Iterator[AnyEntry]:
+def visible(folder: AnyEntry) -> Iterator[AnyEntry]:
+    """What counts in a folder, in order: hidden entries and ``__pycache__`` do not."""
     return (child for child in sorted(folder.iterdir()) if not child.name.startswith((".", "__")))

@@ -93,7 +93,8 @@ class ServedModel:
 
     def statuses(self) -> list[VersionStatus]:
         """Every version that is known, newest first; a version in use hides the failure of its replacement."""
-        known = {status.version: status for status in self.problems.values()}
+        known = {number: VersionStatus(self.name, number, State.NEW) for number in self.wanted()}
+        known |= {status.version: status for status in self.problems.values()}
         known |= {number: failure.status for number, failure in self._failures.items()}
         for version in self.versions:
             if version.source.version not in self._ready or version.is_ready:

@@ -49,6 +49,12 @@ class FakeEngine:
         assert ref == REF
         self._fail_at("check")
 
+    def is_coming(self, ref: ModelRef) -> bool:
+        return False
+
+    async def wait(self, ref: ModelRef, deadline: float | None) -> None:
+        raise AssertionError
+
     def acquire(self, ref: ModelRef) -> FakeEngine:
         self._fail_at("acquire")
         self.held += 1

@@ -15,6 +15,7 @@ from service.batching.queue import Limits
 from service.errors import InvalidArgument, KilnError, ModelLoadError, NotFound, Unavailable
 from service.metrics import Metrics
 from service.predictor import Handle, ModelRef
+from service.registry.config import ModelConfig
 from service.registry.lifecycle import State, VersionStatus
 from service.registry.registry import Registry
 from service.registry.repository import Kind, Problem, Repository, Source
@@ -77,14 +78,14 @@ class Server:
             for key in models
             for name, _, version in [key.partition("/")]
         ]
-        options = RegistryOptions(self.materialize, self.load, Limits(8, 64, 1 << 20))
+        options = RegistryOptions(lambda source: self.materialize(source), self.load, Limits(8, 64, 1 << 20))
         self.registry = Registry(Repository(tuple(sources), problems), options, self.metrics)
 
     def materialize(self, source: Source) -> Path:
         self.materialized.append(source)
         return Path("made") / source.path
 
-    def load(self, path: Path) -> Any:
+    def load(self, path: Path, config: ModelConfig) -> Any:
         model = self.models[str(path.relative_to("made"))]
         if isinstance(model, Exception):
             raise model
@@ -190,7 +191,7 @@ async def test_a_model_that_fails_does_not_keep_others_from_serving(
 async def test_a_version_that_cannot_be_imported_is_not_loaded(start: Start) -> None:
     """A refusal by the importer is the reason shown."""
     server = Server({"a/1": FakeModel()})
-    server.registry._options = RegistryOptions(_refuse, server.load, Limits(8, 64, 1 << 20))
+    server.materialize = _refuse  # type: ignore[method-assign]
     await server.registry.load_all()
     assert server.registry.all_statuses() == [VersionStatus("a", 1, State.FAILED, "layer 'l' is refused")]
 
@@ -271,7 +272,7 @@ async def test_statuses_are_newest_first(start: Start) -> None:
     assert server.registry.statuses(ModelRef("cat")) == [failed[0], ready, failed[1]]
     assert server.registry.statuses(ModelRef("cat", 2)) == [ready]
     assert server.registry.statuses(ModelRef("cat", 1)) == [failed[1]]
-    assert server.registry.all_statuses() == [ready]
+    assert server.registry.all_statuses() == [failed[0], ready, failed[1]]
     text = refusal(NotFound, server.registry.statuses, ModelRef("cat", 7))
     assert text == "Could not find version 7 of model cat"
 
@@ -293,10 +294,10 @@ async def test_nothing_is_asked_before_it_is_loaded() -> None:
     assert text == "model 'cat' version 1 is NEW, not READY"
 
 
-async def test_a_version_shows_its_state() -> None:
+async def test_a_version_shows_its_state(start: Start) -> None:
     """`repr` tells the state, for logs and tests."""
-    (version,) = Server({"cat/1": FakeModel()}).registry._models["cat"].values()
-    assert repr(version) == "<Version <cat v1 NEW, 0 handles>>"
+    server = await start({"cat/1": FakeModel()})
+    assert repr(server.registry._models["cat"]) == "<ServedModel cat: [<Version <cat v1 READY, 0 handles>>]>"
 
 
 async def test_stop_finishes_what_was_accepted(start: Start) -> None:

@@ -58,7 +58,7 @@ WALLS = {
     "keras": ("service/runtime/", "service/registry/importer.py"),
     "openvino": ("service/runtime/", "service/registry/importer.py"),
     "prometheus_client": ("service/metrics.py",),
-    "pydantic": ("service/settings.py", "service/rest/"),
+    "pydantic": ("service/settings.py", "service/registry/config.py", "service/rest/"),
     "pydantic_settings": ("service/settings.py",),
 }
 """Which package is known where."""
