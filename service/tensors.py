@@ -121,6 +121,7 @@ class Signature:
 
     `takes_other_shapes` tells that the graph may be tried with shapes that it does not declare:
     it then answers or refuses. Other graphs must not be, for some operations abort the process.
+    `stateful` tells that each run changes the model's variables: every request runs alone, once.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     method: str = "tensorflow/serving/predict"
     takes_other_shapes: bool = False
+    stateful: bool = False
 
     @cached_property
     def input_by_name(self) -> dict[str, TensorSpec]:
@@ -139,8 +141,9 @@ class Signature:
 
     @cached_property
     def batched(self) -> bool:
-        """Whether rows of several callers may be fused: dimension 0 is open in every tensor."""
-        return bool(self.inputs) and all(spec.is_batched for spec in (*self.inputs, *self.outputs))
+        """Whether rows of several callers may be fused: dimension 0 is open everywhere, and no run leaves a trace."""
+        open_rows = bool(self.inputs) and all(spec.is_batched for spec in (*self.inputs, *self.outputs))
+        return open_rows and not self.stateful
 
     @cached_property
     def has_open_sizes(self) -> bool:

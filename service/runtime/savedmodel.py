@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from service.errors import Internal, InvalidArgument, KilnError, ModelLoadError
+from service.runtime.graph import Graph
+from service.runtime.graph_scan import check_saved_model
 from service.tensors import BY_TENSORFLOW_NUMBER, Array, Signature, Tensors, TensorSpec
 
 _log = logging.getLogger("kiln.runtime")
@@ -35,15 +37,17 @@ TensorFlow 2.21 (``tensor_format.h: Invalid index from the dimension``).
 
 
 class SavedModel:
-    """A loaded SavedModel and its signatures."""
+    """A loaded SavedModel and its signatures; `left_out` has the reason for each that cannot be served."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, allow_operations: Collection[str] = ()) -> None:
         """Load from `path`; slow, and the first one imports TensorFlow.
 
         Raises:
-            ModelLoadError: it cannot be loaded, or has no signature that can be served.
+            ModelLoadError: it has an operation that is refused (see `check_saved_model`), cannot be
+                loaded, or has no signature that can be served.
         """
         tf = _tensorflow()
+        check_saved_model(path, allow_operations)
         graph = tf.Graph()
         config = tf.compat.v1.ConfigProto()
         config.gpu_options.allow_growth = True
@@ -51,7 +55,7 @@ class SavedModel:
         try:
             with graph.as_default():
                 meta = tf.compat.v1.saved_model.load(self._session, [_SERVE_TAG], str(path))
-            self.signatures, self._tensor_names = _read_signatures(meta)
+            self.signatures, self._tensor_names, self.left_out = _read_signatures(meta)
         except KilnError:
             self._session.close()
             raise
@@ -127,66 +131,57 @@ def _callable(
     return direct(options)  # type: ignore[no-any-return]
 
 
-def _read_signatures(meta: Any) -> tuple[dict[str, Signature], dict[str, tuple[list[str], list[str]]]]:
-    """Signatures by name, and for each the graph's tensors to feed and to fetch.
+def _read_signatures(
+    meta: Any,
+) -> tuple[dict[str, Signature], dict[str, tuple[list[str], list[str]]], dict[str, str]]:
+    """Signatures by name, for each the graph's tensors to feed and to fetch, and the reasons of the others.
 
     A signature with a type that no wire carries is left out with a warning.
     """
-    signatures, tensor_names, reasons = {}, {}, []
+    signatures, tensor_names = {}, {}
+    left_out: dict[str, str] = {}
+    graph = Graph(meta.graph_def)
     for name, definition in sorted(meta.signature_def.items()):
         if name.startswith("__"):
             continue  # TensorFlow's own, such as __saved_model_init_op
         try:
-            inputs, outputs = (_specs(name, side) for side in (definition.inputs, definition.outputs))
+            inputs, outputs = (_specs(name, side, graph) for side in (definition.inputs, definition.outputs))
         except ModelLoadError as error:
-            reasons.append(str(error))
+            left_out[name] = str(error)
             _log.warning("%s", error)
             continue
-        tolerant = operations(meta.graph_def, [s.graph_name for s in outputs]) <= SHAPE_SAFE_OPERATIONS
+        tolerant = graph.operations(graph.reached(s.graph_name for s in outputs)) <= SHAPE_SAFE_OPERATIONS
         signatures[name] = Signature(name, inputs, outputs, definition.method_name, tolerant)
         tensor_names[name] = ([s.graph_name for s in inputs], [s.graph_name for s in outputs])
     if not signatures:
-        why = "; ".join(reasons) or "it was saved without one (model.export() writes one)"
+        why = "; ".join(left_out.values()) or "it was saved without one (model.export() writes one)"
         raise ModelLoadError(f"no signature can be served: {why}")
-    return signatures, tensor_names
+    return signatures, tensor_names, left_out
 
 
-def operations(graph_def: Any, tensors: Sequence[str]) -> set[str]:
-    """Names of all operations that the `tensors` of a graph depend on, in its functions too."""
-    nodes = {node.name: node for node in graph_def.node}
-    functions = {function.signature.name: function for function in graph_def.library.function}
-    todo = [nodes[name.partition(":")[0]] for name in tensors]
-    seen: set[str] = {node.name for node in todo}
-    found: set[str] = set()
-    while todo:
-        node = todo.pop()
-        found.add(node.op)
-        for name in (source.lstrip("^").partition(":")[0] for source in node.input):
-            if name in nodes and name not in seen:
-                seen.add(name)
-                todo.append(nodes[name])
-        called = [a.func.name for a in node.attr.values() if a.HasField("func")]
-        called += [function.name for a in node.attr.values() for function in a.list.func]
-        for name in called:
-            if name in functions and f"function {name}" not in seen:
-                seen.add(f"function {name}")
-                todo.extend(functions[name].node_def)
-    return found
-
-
-def _specs(signature: str, side: Any) -> tuple[TensorSpec, ...]:
+def _specs(signature: str, side: Any, graph: Graph) -> tuple[TensorSpec, ...]:
     specs = []
     for name, info in sorted(side.items()):
+        where = f"signature {signature!r}: tensor {name!r}"
+        if not info.name:
+            raise ModelLoadError(f"{where} is sparse or composite, which no protocol carries")
+        if info.name.partition(":")[0] not in graph.nodes:
+            raise ModelLoadError(f"{where} is {info.name!r}, which the graph does not have")
         dtype = BY_TENSORFLOW_NUMBER.get(info.dtype)
-        if dtype is None or not info.name:
-            raise ModelLoadError(
-                f"signature {signature!r}: tensor {name!r} has a type that cannot be served (DataType {info.dtype})"
-            )
+        if dtype is None:
+            raise ModelLoadError(f"{where} has a type that no protocol carries ({_type_name(info.dtype)})")
         shape = None
         if not info.tensor_shape.unknown_rank:
             shape = tuple(None if d.size < 0 else int(d.size) for d in info.tensor_shape.dim)
         specs.append(TensorSpec(name, dtype, shape, info.name))
     return tuple(specs)
+
+
+def _type_name(number: int) -> str:
+    from tensorflow.core.framework import types_pb2
+
+    names: dict[int, str] = {value: name for name, value in types_pb2.DataType.items()}
+    return names.get(number, f"DataType {number}")
 
 
 def _translate(error: Exception) -> KilnError:
