@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from service.batching.queue import Lane
+from service.runtime.memory import MemoryUse
 from service.runtime.planner import Choice
 from service.tensors import DataType, Signature, Tensors, TensorSpec
 
@@ -45,8 +46,11 @@ class FakeModel:
     """
 
     device = "CPU:0"
+    devices: tuple[str, ...] = ("CPU:0",)
+    parallel = 1
 
     def __init__(self, signatures: Mapping[str, Signature] | None = None) -> None:
+        self.memory: dict[str, MemoryUse] = {}
         self.signatures: dict[str, Signature] = dict(signatures or {"serving_default": DOUBLE})
         self.batches: list[Tensors] = []
         self.poison: float | None = None
@@ -99,7 +103,8 @@ class FakeModel:
 class FakeRunner:
     """A `Runner` whose jobs run when the test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, parallel: int = 1) -> None:
+        self.parallel = parallel
         self.jobs: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
         self.closed = False
 
@@ -109,9 +114,9 @@ class FakeRunner:
     def close(self) -> None:
         self.closed = True
 
-    def run_next(self) -> None:
-        """Run the oldest job and report its result."""
-        job, done = self.jobs.pop(0)
+    def run_next(self, position: int = 0) -> None:
+        """Run the oldest job, or the one at `position`, and report its result."""
+        job, done = self.jobs.pop(position)
         result: Any
         try:
             result = job()

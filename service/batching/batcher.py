@@ -71,9 +71,9 @@ class Observer(Protocol):
 class Batcher:
     """Fuses the requests of one model version into batches.
 
-    A free runner takes what is there at once; batches grow because the runner is busy. While it
-    runs, the next batch is assembled ahead only if it is full already, for then waiting could not
-    make it larger.
+    A free runner takes what is there at once; batches grow because the runner is busy. It is free
+    while fewer batches run than it can run at once. When it is busy, the next batch is assembled
+    ahead only if it is full already, for then waiting could not make it larger.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Batcher:
         if not self.queue.has_room(entries):
             self._dispose(self.queue.sweep(now))
         try:
-            self.queue.offer(entries, self._rows_per_s)
+            self.queue.offer(entries, self._rows_per_s * self._runner.parallel)
         except Overloaded:
             self._observer.dropped("overloaded", 1)
             raise
@@ -187,7 +187,7 @@ class Batcher:
 
     def _plan_pump(self) -> None:
         """Pump once all that arrived together has been queued, so that it is fused."""
-        if self._pump_planned or len(self._running) > 1 or (self._running and not self.queue.has_full_batch()):
+        if self._pump_planned or not self._has_place():
             return
         self._pump_planned = True
         now = self._clock()
@@ -202,7 +202,7 @@ class Batcher:
         now = self._clock()
         quiet_turns = quiet_turns + 1 if now - last_turn < _QUIET_TURN_S else 0
         is_settled = quiet_turns >= _QUIET_TURNS or now - start >= _LONGEST_SETTLE_S
-        if is_settled or self._running or self.queue.rows >= self.queue.limits.max_batch_rows:
+        if is_settled or self._is_busy() or self.queue.rows >= self.queue.limits.max_batch_rows:
             self._pump()
         else:
             asyncio.get_running_loop().call_soon(self._settle, start, now, quiet_turns)
@@ -210,9 +210,7 @@ class Batcher:
     def _pump(self) -> None:
         """Hand the runner what is worth running now; look again later where it is not yet."""
         self._pump_planned = False
-        while len(self._running) < 2:
-            if self._running and not (self._retries or self.queue.has_full_batch()):
-                return
+        while self._has_place():
             if self._retries:
                 taken = self._recheck(self._retries.popleft())
             else:
@@ -228,6 +226,16 @@ class Batcher:
             elif not self._retries:
                 self._rest()
                 return
+
+    def _is_busy(self) -> bool:
+        return len(self._running) >= self._runner.parallel
+
+    def _has_place(self) -> bool:
+        """Whether a batch may be handed over: to run at once, or as the one that is assembled ahead."""
+        if not self._is_busy():
+            return True
+        is_ahead = len(self._running) > self._runner.parallel
+        return not is_ahead and (bool(self._retries) or self.queue.has_full_batch())
 
     def _recheck(self, entries: list[Entry]) -> Taken:
         """Entries to be run again, less those whose caller has gone or whose deadline passed."""
@@ -270,7 +278,7 @@ class Batcher:
             self._runner.start(job, partial(self._finish, entries, given))
 
     def _may_inline(self, lane: Lane, given: int) -> bool:
-        if len(self._running) > 1 or self._inline_strikes >= _INLINE_STRIKES:
+        if self._runner.parallel > 1 or len(self._running) > 1 or self._inline_strikes >= _INLINE_STRIKES:
             return False
         return self._model.expected_s(lane, given) < _INLINE_S
 

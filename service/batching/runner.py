@@ -12,7 +12,9 @@ T = TypeVar("T")
 
 
 class Runner(Protocol):
-    """Runs jobs in order, away from the event loop."""
+    """Runs jobs away from the event loop, begun in order, `parallel` at once."""
+
+    parallel: int
 
     def start(self, job: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
         """Queue `job`; `done` is called on the event loop with its result, or what it raised."""
@@ -38,17 +40,20 @@ async def result_of(runner: Runner, job: Callable[[], T]) -> T:
 
 
 class ThreadRunner:
-    """A `Runner` with one thread.
+    """A `Runner` with `parallel` threads.
 
     A bare thread and a `SimpleQueue` rather than an executor: a batch costs one wake-up each way
     and no pair of linked futures, and a job that hangs does not keep the process from ending.
     """
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, parallel: int = 1) -> None:
+        self.parallel = parallel
         self._loop = loop
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        names = [name] if parallel == 1 else [f"{name}-{number}" for number in range(parallel)]
+        self._threads = [threading.Thread(target=self._work, name=each, daemon=True) for each in names]
+        for thread in self._threads:
+            thread.start()
 
     def start(self, job: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
         def work() -> None:
@@ -62,7 +67,8 @@ class ThreadRunner:
         self._jobs.put(work)
 
     def close(self) -> None:
-        self._jobs.put(None)
+        for _ in self._threads:
+            self._jobs.put(None)
 
     def _tell(self, done: Callable[[T | Exception], None], result: T | Exception) -> None:
         try:

@@ -68,7 +68,7 @@ def lane(signature: Signature, *shapes: tuple[int, ...], conforms: bool = True) 
 
 def reference(model: LoadedModel, inputs: Tensors) -> Tensors:
     """What TensorFlow answers."""
-    return model._baselines["serving_default"].run(inputs)
+    return model._replicas[0].baselines["serving_default"].run(inputs)
 
 
 @pytest.mark.parametrize("threads", [0, 1])
@@ -169,7 +169,7 @@ def warm(request: pytest.FixtureRequest, root: Path) -> Iterator[tuple[PlanName,
 def test_the_setting_decides_on_the_plans(warm: tuple[PlanName, LoadedModel]) -> None:
     """``signature`` uses TensorFlow only, ``openvino`` wherever it agrees, ``auto`` what is fastest."""
     plan, model = warm
-    names = model._choices["serving_default"].names
+    names = model._replicas[0].choices["serving_default"].names
     allowed = {
         "signature": {"signature"},
         "openvino": {"openvino-1", "openvino"},
@@ -197,7 +197,7 @@ def test_what_a_batch_costs_is_known(warm: tuple[PlanName, LoadedModel]) -> None
     _, model = warm
     signature = model.signatures["serving_default"]
     cnn_lane = lane(signature, (8, 8, 1))
-    costs = model._choices["serving_default"].costs
+    costs = model._replicas[0].choices["serving_default"].costs
     assert [model.expected_s(cnn_lane, rows) for rows in (1, 3, 6)] == [costs[b].seconds for b in (1, 4, 6)]
     assert 0 < costs[6].seconds < math.inf
     assert model.expected_s(cnn_lane, 7) == math.inf
@@ -209,7 +209,7 @@ def test_other_shapes_go_to_the_signature_plan(root: Path) -> None:
     model = LoadedModel(root / "many", RuntimeOptions(2, "openvino"))
     model.warm_up()
     signature = model.signatures["serving_default"]
-    assert set(model._choices["serving_default"].names.values()) <= {"openvino-1", "openvino"}
+    assert set(model._replicas[0].choices["serving_default"].names.values()) <= {"openvino-1", "openvino"}
     other = lane(signature, (5,), conforms=False)
     assert model.bucket_rows(other, 3) == 3
     assert model.run(other, {"x": np.ones((1, 5), np.float32)})["y"].tolist() == [[2, 2, 2, 2, 2]]
@@ -259,8 +259,9 @@ def test_a_device_of_its_own_has_no_rival_on_the_cpu(root: Path, monkeypatch: py
     """Where TensorFlow found another device, OpenVINO's CPU plans are not tried, unless they are forced."""
     for plan, names in (("auto", ["signature-pool"]), ("openvino", ["openvino-1", "openvino"]), ("signature", [])):
         model = LoadedModel(root / "open", RuntimeOptions(2, plan))  # type: ignore[arg-type]
-        monkeypatch.setattr(model, "device", "GPU:0")
-        assert [c.name for c in model._candidates(model.signatures["serving_default"])] == names
+        (replica,) = model._replicas
+        monkeypatch.setattr(replica.saved_model, "device", "GPU:0")
+        assert [c.name for c in model._candidates(model.signatures["serving_default"], replica)] == names
         model.close()
 
 

@@ -27,10 +27,10 @@ _TURNS = 12
 class Bench:
     """`Batcher` among fakes; to be made inside a running event loop, whose clock becomes `clock`."""
 
-    def __init__(self, limits: Limits = LIMITS, *, split_oversize: bool = True) -> None:
+    def __init__(self, limits: Limits = LIMITS, *, split_oversize: bool = True, parallel: int = 1) -> None:
         self.clock = FakeClock()
         self.model = FakeModel()
-        self.runner = FakeRunner()
+        self.runner = FakeRunner(parallel)
         self.observer = FakeObserver()
         self.batcher = Batcher(
             self.model,

@@ -20,8 +20,8 @@ async def runner() -> AsyncIterator[ThreadRunner]:
     runner = ThreadRunner("kiln-test", asyncio.get_running_loop())
     yield runner
     runner.close()
-    await asyncio.to_thread(runner._thread.join, 10)
-    assert not runner._thread.is_alive()
+    await asyncio.to_thread(runner._threads[0].join, 10)
+    assert not runner._threads[0].is_alive()
 
 
 async def test_a_result_comes_back_from_the_thread(runner: ThreadRunner):
@@ -84,8 +84,8 @@ async def test_close_lets_started_jobs_finish():
     runner.close()
     may_run.set()
     assert await asyncio.gather(*answers) == [True, True]
-    await asyncio.to_thread(runner._thread.join, 10)
-    assert not runner._thread.is_alive()
+    await asyncio.to_thread(runner._threads[0].join, 10)
+    assert not runner._threads[0].is_alive()
 
 
 def test_a_job_that_outlives_its_loop_is_not_reported():
@@ -98,8 +98,8 @@ def test_a_job_that_outlives_its_loop_is_not_reported():
     runner.start(ran.set, lambda _: None)
     assert ran.wait(10)
     runner.close()
-    runner._thread.join(10)
-    assert not runner._thread.is_alive()
+    runner._threads[0].join(10)
+    assert not runner._threads[0].is_alive()
 
 
 async def test_a_loop_that_is_open_and_refuses_is_a_fault(monkeypatch: pytest.MonkeyPatch, runner: ThreadRunner):
@@ -116,4 +116,4 @@ async def test_a_loop_that_is_open_and_refuses_is_a_fault(monkeypatch: pytest.Mo
 
 async def test_a_runner_is_a_daemon(runner: ThreadRunner):
     """A job that hangs does not keep the process from ending."""
-    assert runner._thread.daemon
+    assert runner._threads[0].daemon
