@@ -17,9 +17,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"kiln {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a folder of models, or one model", add_help=False)
+    status = commands.add_parser("status", help="tell what a server serves, as a table")
+    status.add_argument(
+        "--url", default="http://localhost:8501", help="its REST address (default: %(default)s)"
+    )
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] != ["serve"]:
-        parser.parse_args(args)  # prints help or the error, and leaves
+        return _status(parser.parse_args(args).url)  # help and errors leave from within
     _add_settings(serve)
     return _serve(vars(serve.parse_args(args[1:])))
 
@@ -48,6 +52,25 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         else:
             metavar = "{" + ",".join(choices) + "}" if choices else name.rsplit("_", 1)[-1].upper()
             parser.add_argument("--" + name.replace("_", "-"), metavar=metavar, **options)
+
+
+def _status(url: str) -> int:
+    import json
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/status", timeout=10) as answer:  # noqa: S310 - the user's own
+            versions = json.load(answer)
+    except (OSError, ValueError) as error:
+        print(f"kiln status: {url} does not answer: {error}", file=sys.stderr)
+        return 1
+    heads = ("model", "version", "state", "since", "device", "plans", "memory MB", "rows", "reason")
+    rows = [[*(str(v[k]) for k in heads[:6]), f"{v['memory_bytes'] / 1e6:.0f}", str(v["rows"]), v["reason"]]
+            for v in versions]  # fmt: skip
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+    for row in [heads, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
 
 
 def _serve(flags: dict[str, Any]) -> int:

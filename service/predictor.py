@@ -13,11 +13,12 @@ from typing import Protocol
 
 from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError, Unavailable
 from service.metrics import Metrics, ObservedRequest
+from service.registry.config import ModelConfig
 from service.registry.lifecycle import VersionStatus
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
 
 SERVER_NAME = "kiln"
-EXTENSIONS = ("binary_tensor_data", "parameters")
+EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters")
 """What Kiln answers of the Open Inference Protocol's extensions, in REST and gRPC alike."""
 
 
@@ -103,6 +104,18 @@ class Engine(Protocol):
 
     def statuses(self, ref: ModelRef) -> list[VersionStatus]:
         """All known versions of a model (or the one asked for), newest first; `NotFound` if none."""
+
+    def all_statuses(self) -> list[VersionStatus]:
+        """All known versions of all models."""
+
+    async def load(self, name: str) -> None:
+        """Load a model, or what has changed of it; see `Registry.load`."""
+
+    async def unload(self, name: str) -> None:
+        """Drain a model and let it go; see `Registry.unload`."""
+
+    async def configure(self, configs: Mapping[str, ModelConfig]) -> None:
+        """Serve these models so, and no others; see `Registry.configure`."""
 
     def model_names(self) -> list[str]:
         """Names of all known models, sorted."""

@@ -213,6 +213,8 @@ def _registry_options(settings: Settings) -> RegistryOptions:
         drain_s=settings.drain_s,
         parallel_loads=settings.parallel_loads,
         explicit=settings.model_control == "explicit",
+        fixed=settings.model_control == "none",
+        root=str(settings.models),
     )
 
 

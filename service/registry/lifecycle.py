@@ -21,6 +21,17 @@ class State(Enum):
     FAILED = "FAILED"
 
 
+INDEX_STATES = {
+    State.NEW: "UNAVAILABLE",
+    State.LOADING: "LOADING",
+    State.WARMING: "LOADING",
+    State.READY: "READY",
+    State.DRAINING: "UNLOADING",
+    State.UNLOADED: "UNAVAILABLE",
+    State.FAILED: "UNAVAILABLE",
+}
+"""States as the repository extension names them."""
+
 _NEXT = {
     State.NEW: {State.LOADING, State.FAILED},
     State.LOADING: {State.WARMING, State.FAILED},

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
-from service.errors import FailedPrecondition, NotFound, Unavailable
+from service.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from service.metrics import Metrics
 from service.predictor import Handle, ModelInfo, ModelRef
 from service.registry.config import ModelConfig, ModelConfigs
@@ -42,6 +43,8 @@ class Registry:
         self._configs: ModelConfigs = configs or {}
         self._watcher = watcher
         self._models: dict[str, ServedModel] = {}
+        self._is_closed = False
+        """Whether a client has said what is to be served, so that nothing else is."""
         self._bench = Bench(options, metrics, asyncio.Semaphore(options.parallel_loads))
         self._tasks: set[asyncio.Task[None]] = set()
         self._note(repository)
@@ -77,11 +80,17 @@ class Registry:
         """Serve these models so, and no others, as soon as they are ready.
 
         Raises:
-            InvalidArgument: nothing is where a config says.
+            Unavailable: models do not change here.
+            InvalidArgument: a path leads out of the models' folder.
             FailedPrecondition: a wanted version could not be loaded, or a label's is not READY.
         """
+        if self._options.fixed:
+            raise Unavailable("models do not change with --model-control none")
+        for name, config in configs.items():
+            self._check_within(name, config.path)
         before = dict(self._models)
         self._configs = dict(configs)
+        self._is_closed = True
         if self._watcher is not None:
             self._note(await self._watcher.found_whole(self._configs))
         for name, model in self._models.items():
@@ -222,7 +231,8 @@ class Registry:
             config = self._configs.get(name, _DEFAULT)
             model = self._models.get(name)
             if model is None:
-                model = ServedModel(name, config, self._bench, is_enabled=not self._options.explicit)
+                is_enabled = name in self._configs if self._is_closed else not self._options.explicit
+                model = ServedModel(name, config, self._bench, is_enabled=is_enabled)
                 self._models[name] = model
             model.config = config
             model.found(sources.get(name, {}), problems.get(name, {}))
@@ -248,6 +258,18 @@ class Registry:
         if model.default is None:
             reasons = "; ".join(status.reason for status in model.problems.values()) or "it has no version to load"
             raise FailedPrecondition(f"model {name!r} could not be loaded: {reasons}")
+
+    def _check_within(self, name: str, path: str | None) -> None:
+        """A client may not have the server read whatever it can."""
+        root = self._options.root
+        if path is None or root is None:
+            return
+        if "://" in root or "://" in path:
+            is_within = path == root or (path.startswith(root.rstrip("/") + "/") and ".." not in path.split("/"))
+        else:
+            is_within = Path(path).resolve().is_relative_to(Path(root).resolve())
+        if not is_within:
+            raise InvalidArgument(f"model {name!r}: a base_path below {root!r} expected, got {path!r}")
 
     def _check_explicit(self, what: str) -> None:
         if not self._options.explicit:

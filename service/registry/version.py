@@ -42,7 +42,9 @@ class RegistryOptions:
 
     `materialize` turns what lies in the repository into a SavedModel folder and `load` loads that;
     both block. `drain_s` is the time that a version's requests get when another takes its place,
-    `retry_s` the wait before a version that failed is tried again, doubled each time.
+    `retry_s` the wait before a version that failed is tried again, doubled each time. With
+    `explicit` models are loaded by request, with `fixed` nothing changes after the start. A client
+    may name places below `root` only.
     """
 
     materialize: Callable[[Source], Path]
@@ -53,6 +55,8 @@ class RegistryOptions:
     retry_s: float = 2.0
     parallel_loads: int = 1
     explicit: bool = False
+    fixed: bool = False
+    root: str | None = None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from service import __version__
 from service.errors import INTERNAL_ERROR, KilnError
 from service.metrics import CONTENT_TYPE, Metrics
 from service.predictor import Predictor
+from service.rest.admin import admin_router
 from service.rest.codes import HTTP_STATUS
 from service.rest.http import Asgi, Receive, Scope, Send
 from service.rest.openapi import HOT_PATHS
@@ -72,6 +73,7 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
         timeout_s=options.request_timeout_s,
     )
     app.include_router(metadata_router(predictor, is_ready))
+    app.include_router(admin_router(predictor))
     _add_metrics(app, metrics)
     app.add_exception_handler(KilnError, _kiln_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -23,8 +23,22 @@ _TFSERVING = "TensorFlow Serving"
 _OIP = "Open Inference Protocol v2"
 
 
-SERVER = {"name": "kiln", "version": "0.1.0", "extensions": ["binary_tensor_data", "parameters"]}
+SERVER = {"name": "kiln", "version": "0.1.0", "extensions": ["binary_tensor_data", "model_repository", "parameters"]}
 HEALTH = {"live": True, "ready": True}
+INDEX = [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
+STATUS = [
+    {
+        "model": "digits",
+        "version": 1,
+        "state": "READY",
+        "reason": "",
+        "since": "2026-01-31T12:00:00Z",
+        "device": "CPU:0",
+        "plans": "openvino-1",
+        "memory_bytes": 52428800,
+        "rows": 1000000,
+    }
+]
 MODEL_READY = {"name": "digits", "ready": True}
 MODEL = {
     "name": "digits",

@@ -11,7 +11,7 @@ from service.registry.lifecycle import State
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.rpc.handlers import Handlers
 from service.rpc.messages import parse
-from service.rpc.open_inference_codec import decode_infer, encode_infer, encode_metadata
+from service.rpc.open_inference_codec import decode_infer, encode_index, encode_infer, encode_metadata
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -45,6 +45,20 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool]) 
         request = parse(pb.ModelMetadataRequest, data)
         return encode_metadata(engine.describe(_ref(request.name, request.version)))
 
+    async def index(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
+        request = parse(pb.RepositoryIndexRequest, data)
+        return encode_index([s for s in engine.all_statuses() if not request.ready or s.state is State.READY])
+
+    async def load(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
+        request = parse(pb.RepositoryModelLoadRequest, data)
+        await engine.load(request.model_name or request.repository_name)
+        return pb.RepositoryModelLoadResponse().SerializeToString()
+
+    async def unload(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
+        request = parse(pb.RepositoryModelUnloadRequest, data)
+        await engine.unload(request.model_name or request.repository_name)
+        return pb.RepositoryModelUnloadResponse().SerializeToString()
+
     methods = {
         "ModelInfer": infer,
         "ServerLive": live,
@@ -52,6 +66,9 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool]) 
         "ModelReady": model_ready,
         "ServerMetadata": server_metadata,
         "ModelMetadata": model_metadata,
+        "RepositoryIndex": index,
+        "RepositoryModelLoad": load,
+        "RepositoryModelUnload": unload,
     }
     return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from service.errors import InvalidArgument
 from service.predictor import Decoded, ModelInfo, Prediction, choose_signature
+from service.registry.lifecycle import INDEX_STATES, VersionStatus
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.tensors import (
     Array,
@@ -159,4 +160,17 @@ def encode_metadata(info: ModelInfo) -> bytes:
         response.inputs.add(name=spec.name, datatype=spec.dtype.value, shape=spec.wire_shape())
     for spec in signature.outputs:
         response.outputs.add(name=spec.name, datatype=spec.dtype.value, shape=spec.wire_shape())
+    return response.SerializeToString()
+
+
+def encode_index(statuses: list[VersionStatus]) -> bytes:
+    """`RepositoryIndexResponse` of these versions."""
+    response = pb.RepositoryIndexResponse()
+    for status in statuses:
+        response.models.add(
+            name=status.model,
+            version=str(status.version),
+            state=INDEX_STATES[status.state],
+            reason=status.reason,
+        )
     return response.SerializeToString()

@@ -7,7 +7,14 @@ from service.predictor import Predictor
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as pb
 from service.rpc.handlers import Handler, Handlers
 from service.rpc.messages import parse
-from service.rpc.tfserving_codec import decode_predict, encode_metadata, encode_predict, encode_statuses, model_ref
+from service.rpc.tfserving_codec import (
+    decode_predict,
+    decode_reload,
+    encode_metadata,
+    encode_predict,
+    encode_statuses,
+    model_ref,
+)
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -31,6 +38,10 @@ def tfserving_handlers(predictor: Predictor) -> Handlers:
         request = parse(pb.GetModelStatusRequest, data)
         return encode_statuses(engine.statuses(model_ref(request.model_spec)))
 
+    async def reload(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
+        await engine.configure(decode_reload(parse(pb.ReloadConfigRequest, data)))
+        return pb.ReloadConfigResponse(status=pb.StatusProto()).SerializeToString()
+
     return {
         f"/{PREDICTION_SERVICE}/Predict": predict,
         f"/{PREDICTION_SERVICE}/GetModelMetadata": metadata,
@@ -38,9 +49,7 @@ def tfserving_handlers(predictor: Predictor) -> Handlers:
         f"/{PREDICTION_SERVICE}/Regress": _unimplemented("Regress is not answered yet: use Predict"),
         f"/{PREDICTION_SERVICE}/MultiInference": _unimplemented("MultiInference is not answered yet: use Predict"),
         f"/{MODEL_SERVICE}/GetModelStatus": status,
-        f"/{MODEL_SERVICE}/HandleReloadConfigRequest": _unimplemented(
-            "HandleReloadConfigRequest is not answered: models are those found at the start"
-        ),
+        f"/{MODEL_SERVICE}/HandleReloadConfigRequest": reload,
     }
 
 

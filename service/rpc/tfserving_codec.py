@@ -14,7 +14,9 @@ import numpy as np
 
 from service.errors import InvalidArgument
 from service.predictor import Decoded, ModelInfo, ModelRef, Prediction, choose_signature
+from service.registry.config import ModelConfig
 from service.registry.lifecycle import State, VersionStatus
+from service.registry.policy import All, Latest, Specific, VersionPolicy
 from service.rpc._generated.kiln.tensorflow import tensor_pb2
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as pb
 from service.tensors import (
@@ -198,3 +200,33 @@ def encode_statuses(statuses: list[VersionStatus]) -> bytes:
         entry.status.error_message = status.reason
         entry.status.error_code = _FAILED_PRECONDITION if status.state is State.FAILED else 0
     return response.SerializeToString()
+
+
+def decode_reload(request: pb.ReloadConfigRequest) -> dict[str, ModelConfig]:
+    """The models that a ``ReloadConfigRequest`` wants, by name; they replace all others.
+
+    Raises:
+        InvalidArgument: there is no list, or an entry has no name or comes twice.
+    """
+    if request.config.WhichOneof("config") != "model_config_list":
+        raise InvalidArgument("config: a model_config_list expected")
+    configs: dict[str, ModelConfig] = {}
+    for index, entry in enumerate(request.config.model_config_list.config):
+        if not entry.name or entry.name in configs:
+            raise InvalidArgument(f"config {index}: a name of its own expected, got {entry.name!r}")
+        configs[entry.name] = ModelConfig(
+            path=entry.base_path or None,
+            versions=_version_policy(entry.model_version_policy),
+            labels=dict(entry.version_labels),
+        )
+    return configs
+
+
+def _version_policy(policy: pb.FileSystemStoragePathSourceConfig.ServableVersionPolicy) -> VersionPolicy:
+    """As TensorFlow Serving has it: without a choice, the latest one."""
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return All()
+    if choice == "specific":
+        return Specific(frozenset(policy.specific.versions))
+    return Latest(max(policy.latest.num_versions, 1))
