@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -72,6 +72,18 @@ class Metrics:
             "kiln_requests_in_flight", "Predict requests being answered now.", registry=self.registry
         )
         self._load = Gauge("kiln_model_load_seconds", "Time from LOADING to READY.", _VERSION, registry=self.registry)
+        self._memory = Gauge(
+            "kiln_model_memory_bytes",
+            "Memory that a loaded version takes on a device; CPU is the machine's memory.",
+            (*_VERSION, "device"),
+            registry=self.registry,
+        )
+        self._memory_budget = Gauge(
+            "kiln_memory_budget_bytes",
+            "Memory that all versions together may take on a device.",
+            ("device",),
+            registry=self.registry,
+        )
         self._plan = Gauge(
             "kiln_plan_info",
             "The execution plan in use for each batch bucket.",
@@ -81,6 +93,7 @@ class Metrics:
         self._ready = Gauge("kiln_ready", "1 while the server takes requests.", registry=self.registry)
         info = Gauge("kiln_build_info", "Always 1.", ("version",), registry=self.registry)
         info.labels(__version__).set(1)
+        self._memory_devices: dict[tuple[str, int], set[str]] = {}
         self._requests_in_flight = 0
         self._in_flight.set_function(lambda: self._requests_in_flight)
         self._states = _ModelStates()
@@ -157,6 +170,20 @@ class Metrics:
 
     def loaded(self, model: str, version: int, seconds: float) -> None:
         self._load.labels(model, str(version)).set(seconds)
+
+    def memory(self, model: str, version: int, bytes_by_device: Mapping[str, int]) -> None:
+        """Show what a version takes; no devices: it is unloaded, and its series go."""
+        known = self._memory_devices.pop((model, version), set())
+        for device in known - bytes_by_device.keys():
+            self._memory.remove(model, str(version), device)
+        for device, size_bytes in bytes_by_device.items():
+            self._memory.labels(model, str(version), device).set(size_bytes)
+        if bytes_by_device:
+            self._memory_devices[model, version] = set(bytes_by_device)
+
+    def memory_budget(self, device: str, limit_bytes: int) -> None:
+        """Show how much memory there is for models on a device."""
+        self._memory_budget.labels(device).set(limit_bytes)
 
     def plan_chosen(self, model: str, version: int, signature: str, plans: dict[int, str]) -> None:
         """Show which plan serves each bucket: `plans` maps rows to a plan's name."""

@@ -119,6 +119,18 @@ class Settings(BaseSettings):
         flags = dict(init_settings())
         yaml_file = flags.pop("config", None) or os.environ.get(ENV_PREFIX + "CONFIG")
         yaml = YamlConfigSettingsSource(settings_cls, yaml_file) if yaml_file else None
+    memory_budget_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="memory that models on the CPU may take; else 80 % of the machine's or container's",
+        json_schema_extra=_unit("bytes"),
+    )
+    gpu_memory_budget_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="memory that models may take on each GPU; else 90 % of what it reports",
+        json_schema_extra=_unit("bytes"),
+    )
         return tuple(source for source in (_Flags(settings_cls, flags), env_settings, yaml) if source)
 
 

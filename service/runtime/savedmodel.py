@@ -59,7 +59,7 @@ class SavedModel:
         config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
         config.device_count["CPU"] = sum(name.startswith("CPU") for name in devices)
         config.gpu_options.allow_growth = True
-        self._session = tf.compat.v1.Session(graph=graph, config=config)
+        self._session: Any = tf.compat.v1.Session(graph=graph, config=config)
         try:
             with graph.as_default(), tf.device(f"/device:{self.device}"), large_blocks_apart():
                 meta = tf.compat.v1.saved_model.load(self._session, [_SERVE_TAG], str(path), clear_devices=True)
@@ -84,9 +84,10 @@ class SavedModel:
 
     def close(self) -> None:
         """Free the graph, its variables and their device memory."""
-        graph = self._session.graph
-        self._session.close()
-        _dismantle(graph)
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+            _dismantle(session.graph)
 
 
 class SignaturePlan:

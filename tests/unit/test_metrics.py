@@ -141,6 +141,19 @@ def test_load_time_plans_and_readiness_are_shown(metrics: Metrics):
         assert value(metrics, "kiln_ready") == is_ready
 
 
+def test_memory_is_shown_by_device_until_the_version_is_unloaded(metrics: Metrics):
+    """What a version takes is told for each device it is on now, and no more once it takes nothing."""
+    metrics.memory_budget("CPU", 1000)
+    metrics.memory("digits", 2, {"CPU": 10, "GPU:0": 20})
+    metrics.memory("digits", 3, {"CPU": 5})
+    metrics.memory("digits", 2, {"CPU": 11})
+    assert value(metrics, "kiln_memory_budget_bytes", device="CPU") == 1000
+    assert value(metrics, "kiln_model_memory_bytes", model="digits", version="2", device="CPU") == 11
+    for _ in range(2):
+        metrics.memory("digits", 2, {})
+    assert series(metrics, "kiln_model_memory_bytes") == [{"model": "digits", "version": "3", "device": "CPU"}]
+
+
 def test_counters_have_no_second_series_for_their_creation(metrics: Metrics):
     """Nobody asks when a counter was made."""
     metrics.request("m", "rest-v2").done(None)

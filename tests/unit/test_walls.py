@@ -66,7 +66,13 @@ WALLS = {
 LAZY = ("tensorflow", "keras", "openvino", "h5py")
 """Packages that are imported in functions alone, so that they are not loaded in vain."""
 
-PURE = ("service/batching/queue.py", "service/registry/policy.py", "service/tensors.py", "service/errors.py")
+PURE = (
+    "service/batching/queue.py",
+    "service/registry/policy.py",
+    "service/registry/memory.py",
+    "service/tensors.py",
+    "service/errors.py",
+)
 IMPURE = ("asyncio", "threading", "time", "socket", "subprocess", "multiprocessing", "concurrent", "queue")
 
 
