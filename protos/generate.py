@@ -26,7 +26,7 @@ def generate(target: Path) -> None:
         raise SystemExit(f"protoc failed with {code}")
     for path in sorted(target.rglob("*_pb2.py*")):
         text = path.read_text()
-        for module in ("kiln.tensorflow", "inference"):
+        for module in ("kiln.tensorflow.serving", "kiln.tensorflow", "inference"):
             text = text.replace(f"from {module} import", f"from {PACKAGE}.{module} import")
         path.write_text(text)
     for folder in [target, *(path for path in target.rglob("*") if path.is_dir())]:

@@ -37,21 +37,23 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE", default=argparse.SUPPRESS, help=f"YAML file of settings (env {ENV_PREFIX}CONFIG)"
     )
     for name, field in Settings.model_fields.items():
-        extra = field.json_schema_extra
-        unit = extra.get("unit") if isinstance(extra, dict) else None
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        unit = extra.get("unit")
         choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
         notes = [str(unit)] if unit else []
         if not field.is_required():
             default = field.get_default(call_default_factory=True, validated_data={})
-            notes.append("default: none" if default is None else f"default: {default}")
+            notes.append(f"default: {'none' if default in (None, ()) else default}")
         notes.append(f"env {ENV_PREFIX}{name.upper()}")
         text = f"{field.description} ({'; '.join(notes)})".replace("%", "%%")
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if name == "models":
             parser.add_argument(name, nargs="?", metavar="MODELS", **options)
         else:
-            metavar = "{" + ",".join(choices) + "}" if choices else name.rsplit("_", 1)[-1].upper()
-            parser.add_argument("--" + name.replace("_", "-"), metavar=metavar, **options)
+            flag = str(extra.get("flag", "--" + name.replace("_", "-")))
+            metavar = "{" + ",".join(choices) + "}" if choices else flag.rsplit("-", 1)[-1].upper()
+            action = "append" if isinstance(field.default, tuple) else "store"
+            parser.add_argument(flag, dest=name, action=action, metavar=metavar, **options)
 
 
 def _status(url: str) -> int:

@@ -28,6 +28,7 @@ from service.registry.version import RegistryOptions
 from service.registry.watch import Watcher, look
 from service.rest.app import RestOptions, rest_app
 from service.rpc.server import RpcServer
+from service.rpc.warmup_codec import decode_warm_up
 from service.runtime.model import LoadedModel, RuntimeOptions
 from service.settings import Settings
 
@@ -197,11 +198,17 @@ def _registry_options(settings: Settings) -> RegistryOptions:
             config.device,
             config.stateful,
             config.allow_operations,
+            decode_warm_up,
         )
         return LoadedModel(path, options)
 
     return RegistryOptions(
-        materialize=partial(import_model, cache_dir=settings.cache_dir, timeout_s=settings.import_timeout_s),
+        materialize=partial(
+            import_model,
+            cache_dir=settings.cache_dir,
+            timeout_s=settings.import_timeout_s,
+            imports=settings.imports,
+        ),
         load=load,
         limits=Limits(
             settings.max_batch_rows,

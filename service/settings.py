@@ -7,13 +7,15 @@ default given here.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
@@ -29,6 +31,17 @@ def _default_cache_dir() -> Path:
 
 def _unit(unit: str) -> dict[str, Any]:
     return {"unit": unit}
+
+
+def _modules(value: Any) -> tuple[str, ...]:
+    """Names of Python modules, from a list of names, or of names with commas between them."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(item, str) for item in given):
+        raise ValueError("names of Python modules expected")
+    names = [name.strip() for item in given for name in item.split(",") if name.strip()]
+    if any(not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) for name in names):
+        raise ValueError("names of Python modules expected")
+    return tuple(dict.fromkeys(names))
 
 
 class SettingsError(Exception):
@@ -88,6 +101,11 @@ class Settings(BaseSettings):
     import_timeout_s: float = Field(
         600.0, gt=0, description="time to convert one .keras or .h5 file", json_schema_extra=_unit("seconds")
     )
+    imports: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_modules)] = Field(
+        (),
+        description="trusted Python module that registers Keras classes for .keras and .h5 files; repeatable",
+        json_schema_extra={"flag": "--import"},
+    )
     models_config: Path | None = Field(
         None, description="YAML file with versions, labels, device and so on of each model; reread when it changes"
     )
@@ -101,6 +119,18 @@ class Settings(BaseSettings):
         json_schema_extra=_unit("seconds"),
     )
     parallel_loads: int = Field(1, ge=1, le=64, description="most versions being loaded at once")
+    memory_budget_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="memory that models on the CPU may take; else 80 % of the machine's or container's",
+        json_schema_extra=_unit("bytes"),
+    )
+    gpu_memory_budget_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="memory that models may take on each GPU; else 90 % of what it reports",
+        json_schema_extra=_unit("bytes"),
+    )
     cache_dir: Path = Field(default_factory=_default_cache_dir, description="where converted models are kept")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log")
@@ -119,18 +149,6 @@ class Settings(BaseSettings):
         flags = dict(init_settings())
         yaml_file = flags.pop("config", None) or os.environ.get(ENV_PREFIX + "CONFIG")
         yaml = YamlConfigSettingsSource(settings_cls, yaml_file) if yaml_file else None
-    memory_budget_bytes: int | None = Field(
-        None,
-        ge=1,
-        description="memory that models on the CPU may take; else 80 % of the machine's or container's",
-        json_schema_extra=_unit("bytes"),
-    )
-    gpu_memory_budget_bytes: int | None = Field(
-        None,
-        ge=1,
-        description="memory that models may take on each GPU; else 90 % of what it reports",
-        json_schema_extra=_unit("bytes"),
-    )
         return tuple(source for source in (_Flags(settings_cls, flags), env_settings, yaml) if source)
 
 

@@ -1,12 +1,15 @@
 """``.keras`` and ``.h5`` files → SavedModel, in a child process, cached by content.
 
-The child scans the file, then lets Keras load and export it. Nothing of the file is ever run, or
-even parsed, in the server's own process.
+The child imports the modules that are trusted to define further classes, scans the file, then lets
+Keras load and export it. Nothing of the file or of those modules is ever run, or even parsed, in the
+server's own process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -18,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from typing import Any
 from service.errors import ModelLoadError
 from service.registry.repository import Kind, Source
 from service.registry.scan import scan_file
+from service.runtime.warmup import WARM_UP_FILE
 
 _log = logging.getLogger("kiln.importer")
 _FORMAT = 1
@@ -40,10 +44,18 @@ _NOISE = ("I0000", "W0000", "E0000", "WARNING: All log messages", "Could not fin
 RunChild = Callable[[list[str], float, dict[str, str]], "subprocess.CompletedProcess[str]"]
 
 
-def import_model(source: Source, *, cache_dir: Path, timeout_s: float, run_child: RunChild | None = None) -> Path:
+def import_model(
+    source: Source,
+    *,
+    cache_dir: Path,
+    timeout_s: float,
+    imports: Sequence[str] = (),
+    run_child: RunChild | None = None,
+) -> Path:
     """The SavedModel folder for `source`; blocks while it is converted.
 
-    A SavedModel is its own; the others are converted once per content and kept in `cache_dir`.
+    A SavedModel is its own; the others are converted once per content and kept in `cache_dir`, with
+    the warm-up file that lies beside them. `imports` are modules whose Keras classes may be used.
 
     Raises:
         ModelLoadError: the file is refused or cannot be converted; the text says why.
@@ -51,7 +63,8 @@ def import_model(source: Source, *, cache_dir: Path, timeout_s: float, run_child
     if source.kind is Kind.SAVED_MODEL:
         return source.path
     try:
-        key = _cache_key(source.path)
+        warm_up = _warm_up_file(source.path.parent)
+        key = _cache_key(source.path, warm_up, imports)
         target = cache_dir / key
         if (target / _MANIFEST).is_file():
             _log.info("%s v%d was imported before", source.model, source.version)
@@ -61,7 +74,10 @@ def import_model(source: Source, *, cache_dir: Path, timeout_s: float, run_child
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=cache_dir) as work:
             converted = Path(work) / "model"
-            _convert(source.path, converted, Path(work), timeout_s, run_child or _run_child)
+            _convert([*imports, str(source.path), str(converted)], Path(work), timeout_s, run_child or _run_child)
+            if warm_up is not None:
+                (converted / WARM_UP_FILE).parent.mkdir(exist_ok=True)
+                shutil.copyfile(warm_up, converted / WARM_UP_FILE)
             (converted / _MANIFEST).write_text(json.dumps({"source_sha256": key.partition("-")[0], **_versions()}))
             _publish(converted, target)
     except OSError as error:
@@ -70,12 +86,27 @@ def import_model(source: Source, *, cache_dir: Path, timeout_s: float, run_child
     return target
 
 
-def _cache_key(path: Path) -> str:
-    """Content and converter: another Keras may export another graph."""
+def _warm_up_file(folder: Path) -> Path | None:
+    """The warm-up requests beside a model's file, if there are any."""
+    path = folder / WARM_UP_FILE
+    if not path.is_file():
+        return None
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelLoadError(f"{WARM_UP_FILE} is a link out of the version's folder")
+    return path
+
+
+def _cache_key(path: Path, warm_up: Path | None, imports: Sequence[str]) -> str:
+    """Content and converter: another Keras, or other modules, may export another graph."""
+    parts = [str(_FORMAT), *_versions().values(), path.suffix, *imports]
+    if warm_up is not None:
+        parts.append(_digest(warm_up))
+    return f"{_digest(path)}-{hashlib.sha256('-'.join(parts).encode()).hexdigest()[:12]}"
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    converter = "-".join((str(_FORMAT), *_versions().values(), path.suffix))
-    return f"{content}-{hashlib.sha256(converter.encode()).hexdigest()[:12]}"
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:
@@ -98,9 +129,10 @@ def _publish(converted: Path, target: Path) -> None:
         shutil.rmtree(converted, ignore_errors=True)
 
 
-def _convert(path: Path, target: Path, home: Path, timeout_s: float, run_child: RunChild) -> None:
+def _convert(arguments: Sequence[str], home: Path, timeout_s: float, run_child: RunChild) -> None:
+    """Run the child with `arguments`, see `main`; `home` is a folder of its own."""
     # -P: whatever is called service or keras in the working directory is not ours
-    command = [sys.executable, "-P", "-m", "service.registry.importer", str(path), str(target)]
+    command = [sys.executable, "-P", "-m", "service.registry.importer", *arguments]
     try:
         child = run_child(command, timeout_s, _child_environment(home))
     except subprocess.TimeoutExpired:
@@ -186,21 +218,60 @@ def _end_with_parent(work: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _load(path: Path) -> Any:
+def custom_objects(modules: Sequence[str]) -> dict[str, Any]:
+    """What `modules` define for Keras, by the names under which it looks for them.
+
+    These are the classes and functions that they registered with Keras, and their other classes
+    that Keras can make from a config. What they import from elsewhere is not theirs.
+
+    Raises:
+        ModelLoadError: a module cannot be imported.
+    """
+    if not modules:
+        return {}
+    import keras
+
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ModelLoadError(f"--import {name}: {type(error).__name__}: {_first_line(error)}") from error
+    registered = {
+        name: each for name, each in keras.saving.get_custom_objects().items() if _is_defined_in(each, modules)
+    }
+    others = [each for name in modules for each in vars(sys.modules[name]).values() if _is_defined_in(each, modules)]
+    known = set(map(id, registered.values()))
+    classes = {
+        each.__name__: each
+        for each in others
+        if isinstance(each, type) and hasattr(each, "from_config") and id(each) not in known
+    }
+    return classes | registered
+
+
+def _is_defined_in(item: Any, modules: Sequence[str]) -> bool:
+    where = str(getattr(item, "__module__", ""))
+    return any(where == name or where.startswith(f"{name}.") for name in modules)
+
+
+def _load(path: Path, custom: Mapping[str, Any]) -> Any:
     import keras
 
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, custom_objects=dict(custom), compile=False, safe_mode=True)
     except Exception as error:
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        raise ModelLoadError(f"Keras cannot load it: {type(error).__name__}: {first_line}") from error
+        raise ModelLoadError(f"Keras cannot load it: {type(error).__name__}: {_first_line(error)}") from error
     if not getattr(model, "built", False) or not _has_inputs(model):
         raise ModelLoadError("the model has no input shape: call or build it once before saving it")
     return model
 
 
 def _has_inputs(model: Any) -> bool:
-    return bool(getattr(model, "inputs", None))
+    """Whether Keras knows what to export it for: a subclass of Model has been built for some shape."""
+    if getattr(model, "inputs", None):
+        return True
+    build_config = getattr(model, "get_build_config", None)
+    return bool(build_config and build_config())
 
 
 def _export(model: Any, target: Path) -> None:
@@ -208,18 +279,23 @@ def _export(model: Any, target: Path) -> None:
     try:
         model.export(str(target), format="tf_saved_model", verbose=False)
     except Exception as error:
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        raise ModelLoadError(f"Keras cannot export it: {type(error).__name__}: {first_line}") from error
+        raise ModelLoadError(f"Keras cannot export it: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def main(argv: list[str]) -> int:
-    """The child: ``SOURCE TARGET``; refusals go to stdout."""
-    source, target = Path(argv[0]), Path(argv[1])
+    """The child: ``[MODULE …] SOURCE TARGET``; refusals go to stdout, and nothing else does."""
+    modules, source, target = argv[:-2], Path(argv[-2]), Path(argv[-1])
     _limit_resources()
     _end_with_parent(target.parent)
     try:
-        scan_file(source)
-        _export(_load(source), target)
+        with contextlib.redirect_stdout(sys.stderr):
+            custom = custom_objects(modules)
+            scan_file(source, custom)
+            _export(_load(source, custom), target)
     except ModelLoadError as error:
         sys.stdout.write(str(error))
         return _REFUSED

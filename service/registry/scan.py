@@ -11,7 +11,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -78,40 +78,45 @@ _H5_FAULTS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for a damaged file, and what a group that holds itself comes to."""
 
 _ADVICE = "replace it by layers of Keras, or export a SavedModel with model.export() and serve that"
+_FOREIGN_ADVICE = f"name the module that defines it with --import if you trust it, {_ADVICE}"
 
 
-def scan_file(path: Path) -> None:
+def scan_file(path: Path, trusted: Collection[str] = ()) -> None:
     """Check a ``.keras`` or ``.h5`` file.
+
+    `trusted` are names under which Keras has been given classes and functions that may be used as
+    well: ``package>Name`` of registered ones, ``Name`` of other classes.
 
     Raises:
         ModelLoadError: it is damaged, or names something that is not allowed; the text names the
             layer and what to do.
     """
     if path.suffix == ".keras":  # by name, as Keras decides: a file can be valid as both
-        _scan_zip(path)
+        _scan_zip(path, trusted)
     else:
-        _scan_h5(path)
+        _scan_h5(path, trusted)
 
 
-def scan_config(config: Any) -> None:
+def scan_config(config: Any, trusted: Collection[str] = ()) -> None:
     """Check a model's config, as parsed JSON; see `scan_file` for what is raised."""
     if not isinstance(config, dict):
         raise ModelLoadError("the model's config is not an object")
     # load_model(compile=False) drops the outermost compile_config unread: custom losses do no harm there
-    _walk({key: value for key, value in config.items() if key != "compile_config"}, "the model", 0)
+    _walk({key: value for key, value in config.items() if key != "compile_config"}, "the model", 0, trusted)
 
 
-def _walk(value: Any, owner: str, depth: int) -> None:
+def _walk(value: Any, owner: str, depth: int, trusted: Collection[str]) -> None:
     if depth > _MAX_DEPTH:
         raise ModelLoadError(f"the model's config is nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, list):
         for item in value:
-            _walk(item, owner, depth + 1)
+            _walk(item, owner, depth + 1, trusted)
     elif isinstance(value, dict):
         owner = _owner(value) or owner
-        _check_object(value, owner)
+        if not _is_trusted(value, trusted):
+            _check_object(value, owner)
         for item in value.values():
-            _walk(item, owner, depth + 1)
+            _walk(item, owner, depth + 1, trusted)
 
 
 def _owner(value: dict[str, Any]) -> str:
@@ -121,6 +126,18 @@ def _owner(value: dict[str, Any]) -> str:
     if not isinstance(name, str) or not value.get("class_name") or value.get("class_name") == "DTypePolicy":
         return ""
     return f"layer {name!r} ({value['class_name']})"
+
+
+def _is_trusted(value: dict[str, Any], trusted: Collection[str]) -> bool:
+    """Whether Keras finds the class, or function, of `value` by a name that it was given, and looks no further."""
+    name, registered = value.get("class_name"), value.get("registered_name")
+    if name == registered == "function" and value.get("module") == "builtins":
+        name = registered = value.get("config")
+    if registered is None and "module" not in value:  # as .h5 files have it
+        registered = name
+    if not isinstance(name, str) or not isinstance(registered, str):
+        return False
+    return registered in trusted and name.rpartition(">")[2] == registered.rpartition(">")[2]
 
 
 def _check_object(value: dict[str, Any], owner: str) -> None:
@@ -141,7 +158,7 @@ def _check_object(value: dict[str, Any], owner: str) -> None:
     if class_name in ALLOWED_MARKERS:
         return
     if ">" in class_name or (isinstance(registered, str) and ">" in registered):
-        raise ModelLoadError(f"{owner} is refused: {registered or class_name} is no class of Keras; {_ADVICE}")
+        raise ModelLoadError(f"{owner} is refused: {registered or class_name} is no class of Keras; {_FOREIGN_ADVICE}")
     if "module" in value:
         _check_module(value["module"], class_name, owner)
 
@@ -154,22 +171,23 @@ def _check_refused(name: str, owner: str) -> None:
 
 def _check_module(module: Any, class_name: str, owner: str) -> None:
     if module is None:
-        raise ModelLoadError(f"{owner} is refused: {class_name} is no class of Keras; {_ADVICE}")
+        raise ModelLoadError(f"{owner} is refused: {class_name} is no class of Keras; {_FOREIGN_ADVICE}")
     classes = ALLOWED_MODULES.get(module) if isinstance(module, str) else None
     if classes is not None and re.fullmatch(classes, class_name):
         return
     if isinstance(module, str) and ALLOWED_MODULE_FAMILIES.fullmatch(module) and class_name[:1].isupper():
         return
-    raise ModelLoadError(f"{owner} is refused: {class_name} of the module {module!r} is foreign to Keras; {_ADVICE}")
+    what = f"{class_name} of the module {module!r}"
+    raise ModelLoadError(f"{owner} is refused: {what} is foreign to Keras; {_FOREIGN_ADVICE}")
 
 
-def _scan_zip(path: Path) -> None:
+def _scan_zip(path: Path, trusted: Collection[str]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(archive.infolist())
             if "config.json" not in archive.namelist():
                 raise ModelLoadError("the .keras file has no config.json")
-            scan_config(_parse(archive.read("config.json")))
+            scan_config(_parse(archive.read("config.json")), trusted)
             for member in archive.namelist():
                 if member.endswith(".h5"):
                     with archive.open(member) as file:
@@ -193,7 +211,7 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
         raise ModelLoadError(f"the .keras file is refused: it unpacks to {total} bytes")
 
 
-def _scan_h5(path: Path) -> None:
+def _scan_h5(path: Path, trusted: Collection[str]) -> None:
     import h5py
 
     try:
@@ -204,7 +222,7 @@ def _scan_h5(path: Path) -> None:
         raise ModelLoadError(f"the .h5 file is damaged: {error}") from None
     if config is None:
         raise ModelLoadError("the .h5 file has weights only: save the whole model with model.save()")
-    scan_config(_parse(config))
+    scan_config(_parse(config), trusted)
 
 
 def _check_h5_links(file: IO[bytes]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,14 +18,19 @@ from service.runtime.memory import MemoryUse, Meter, release_memory
 from service.runtime.openvino import OpenVinoPlan
 from service.runtime.planner import Candidate, Choice, choose
 from service.runtime.savedmodel import SavedModel
+from service.runtime.warmup import WARM_UP_FILE, DecodeRecord, replay
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors
 
+_log = logging.getLogger("kiln.runtime")
 PlanName = Literal["auto", "signature", "openvino"]
 
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How a version is placed and planned: see the settings and the fields of `ModelConfig` of the same names."""
+    """How a version is placed and planned: see the settings and the fields of `ModelConfig` of the same names.
+
+    `decode_warm_up` reads the records of a warm-up file, which is not replayed without it.
+    """
 
     max_batch_rows: int
     plan: PlanName = "auto"
@@ -32,6 +38,7 @@ class RuntimeOptions:
     device: str = "auto"
     stateful: bool = False
     allow_operations: frozenset[str] = frozenset()
+    decode_warm_up: DecodeRecord | None = None
 
 
 class Replica:
@@ -58,12 +65,14 @@ class LoadedModel:
     """
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
-        """Load the SavedModel at `path`; raises `ModelLoadError`."""
+        """Load the SavedModel at `path`; raises `ModelLoadError`. `left_out` has the signatures that are not served."""
         self._path = path
         self._options = options
         self._buckets = buckets_up_to(options.max_batch_rows)
         self.devices = devices_for(options.device)
         self.device = ", ".join(self.devices)
+        if options.stateful and len(self.devices) > 1:
+            raise ModelLoadError(f"a stateful model has one copy, but device {options.device!r} is {self.device}")
         self.memory: dict[str, MemoryUse] = {}
         """What it takes of each memory (``CPU``, ``GPU:0``); known after `warm_up`."""
         self._meter = Meter(self.devices)
@@ -74,7 +83,9 @@ class LoadedModel:
         except ModelLoadError:
             self.close()
             raise
-        self.signatures = self._replicas[0].saved_model.signatures
+        saved_model = self._replicas[0].saved_model
+        self.left_out = saved_model.left_out
+        self.signatures = {n: replace(s, stateful=options.stateful) for n, s in saved_model.signatures.items()}
         self._free: SimpleQueue[Replica] = SimpleQueue()
         for replica in self._replicas:
             self._free.put(replica)
@@ -85,14 +96,20 @@ class LoadedModel:
         return len(self._replicas)
 
     def warm_up(self) -> dict[str, Choice]:
-        """Run every signature on every bucket and choose its plans; blocks for seconds.
+        """Replay the warm-up file, run every signature on every bucket and choose its plans; blocks for seconds.
 
-        Further replicas try the plans that the first one chose, and no others.
+        Further replicas try the plans that the first one chose, and no others. A stateful model is
+        not run at all: TensorFlow's plan serves it.
 
         Raises:
-            KilnError: a signature fails on what it declares.
+            KilnError: a signature fails on what it declares, or on a warm-up record.
         """
         first = self._replicas[0]
+        if self._options.stateful:
+            first.choices = {name: Choice({1: plan}, {}) for name, plan in first.baselines.items()}
+            self.memory = self._meter.read()
+            return first.choices
+        samples = self._replay()
         for replica in self._replicas:
             for name, signature in self.signatures.items():
                 candidates = [] if self._is_alias(signature) else self._candidates(signature, replica)
@@ -105,9 +122,26 @@ class LoadedModel:
                     candidates,
                     self._buckets if signature.batched else (1,),
                     self._options.plan_budget_s,
+                    sample=samples.get(name),
                 )
+        release_memory()  # what only the warm-up needed
         self.memory = self._meter.read()
         return first.choices
+
+    def _replay(self) -> dict[str, Tensors]:
+        """Run the records of the warm-up file, if there is one; inputs that were seen, by signature."""
+        path, decode = self._path / WARM_UP_FILE, self._options.decode_warm_up
+        if not path.is_file():
+            return {}
+        if decode is None:
+            _log.warning("%s is not replayed: nothing here decodes it", path)
+            return {}
+
+        def run(signature: Signature, inputs: Tensors) -> None:
+            for replica in self._replicas:
+                replica.baselines[signature.name].run(inputs)
+
+        return replay(path, self.signatures, decode=decode, run=run, keep_rows=self._options.max_batch_rows)
 
     def bucket_rows(self, lane: Lane, rows: int) -> int:
         """Rows to hand to the plan for `rows` rows of `lane`."""

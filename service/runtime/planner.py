@@ -75,8 +75,12 @@ def choose(
     candidates: Sequence[Candidate],
     buckets: Sequence[int],
     budget_s: float,
+    *,
+    sample: Tensors | None = None,
 ) -> Choice:
     """Warm the baseline up, and take a candidate wherever it is faster and answers the same.
+
+    Inputs are the rows of `sample`, ``(rows, …)``, as often as it takes, or where there is none random.
 
     A candidate that is absent, fails, or differs from the baseline in any bucket is left out
     with its reason in the log. Once `budget_s` is spent no further candidate is begun.
@@ -84,7 +88,7 @@ def choose(
     Raises:
         KilnError: the baseline itself fails on what its signature declares.
     """
-    draw = _Drawer(signature)
+    draw = _Drawer(signature, sample)
     expected, costs = _warm_up(baseline, draw, buckets)
     plans = dict.fromkeys(buckets, baseline)
     if not expected or not _repeats(baseline, draw.batch(buckets[0]), expected[buckets[0]]):
@@ -107,23 +111,35 @@ def choose(
 
 
 class _Drawer:
-    """Seeded inputs for a signature, the same for the same bucket."""
+    """Inputs for a signature, the same for the same bucket: those of a sample, else seeded ones."""
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, sample: Tensors | None) -> None:
         self.signature = signature
+        self.sample = sample
         self.open_size = _OPEN_SIZES[0]
         self.zeros = False
 
     def batch(self, rows: int) -> Tensors:
         """Inputs of `rows` rows (a signature without rows: as declared)."""
+        if self.sample is not None:
+            return {name: self._repeat(array, rows) for name, array in self.sample.items()}
         rng = np.random.default_rng(rows)
         return {spec.name: self._array(spec, rows, rng) for spec in self.signature.inputs}
 
     def attempts(self) -> Iterator[None]:
-        """Other ways to draw, where the model refuses the first: sizes, then plain zeros."""
+        """Other ways to draw, where the model refuses the first: the sample, random sizes, then plain zeros."""
+        if self.sample is not None:
+            yield
+            self.sample = None
         sizes = _OPEN_SIZES if self.signature.has_open_sizes else _OPEN_SIZES[:1]
         for self.zeros, self.open_size in itertools.product((False, True), sizes):
             yield
+
+    def _repeat(self, array: Array, rows: int) -> Array:
+        if not self.signature.batched:
+            return array
+        repeated: Array = array[np.arange(rows) % len(array)]
+        return repeated
 
     def _array(self, spec: TensorSpec, rows: int, rng: np.random.Generator) -> Array:
         sizes = [self.open_size if size is None else size for size in spec.shape or ()]

@@ -43,13 +43,13 @@ def _default(name: str, field: Any) -> str:
         return "must be given"
     if name == "cache_dir":
         return "`~/.cache/kiln`"
-    return "none" if field.default is None else f"`{field.default}`"
+    return "none" if field.default in (None, ()) else f"`{field.default}`"
 
 
 def _setting_row(name: str, field: Any) -> str:
     extra = field.json_schema_extra or {}
     unit = extra.get("unit", "")
-    flag = "`MODELS`" if name == "models" else f"`--{name.replace('_', '-')}`"
+    flag = "`MODELS`" if name == "models" else f"`{extra.get('flag', '--' + name.replace('_', '-'))}`"
     cells = (
         flag,
         f"`{ENV_PREFIX}{name.upper()}`",
@@ -108,7 +108,7 @@ def test_help_names_every_setting_with_default_and_unit(capsys: pytest.CaptureFi
         extra: Any = field.json_schema_extra or {}
         assert extra.get("unit", "") in text
         if not field.is_required() and name != "cache_dir":
-            assert f"default: {'none' if field.default is None else field.default}" in text
+            assert f"default: {'none' if field.default in (None, ()) else field.default}" in text
 
 
 def test_every_dependency_has_its_reason():

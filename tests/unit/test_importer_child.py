@@ -122,7 +122,7 @@ def keras(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
     fake.saving = types.SimpleNamespace(load_model=load_model)
     monkeypatch.setitem(sys.modules, "keras", fake)
-    monkeypatch.setattr(importer, "scan_file", lambda path: None)
+    monkeypatch.setattr(importer, "scan_file", lambda path, trusted: None)
     monkeypatch.setattr(importer, "_limit_resources", lambda: None)
     monkeypatch.setattr(importer, "_end_with_parent", lambda work: None)
     return fake
@@ -132,7 +132,7 @@ def test_the_child_converts(keras: types.SimpleNamespace, tmp_path: Path) -> Non
     """What loads is exported; Keras's safe mode is on and nothing is compiled."""
     assert importer.main(["model.keras", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out").is_dir()
-    assert keras.options == {"compile": False, "safe_mode": True}
+    assert keras.options == {"compile": False, "safe_mode": True, "custom_objects": {}}
 
 
 NO_SHAPE = "the model has no input shape: call or build it once before saving it"
@@ -178,7 +178,7 @@ def test_what_the_scanner_refuses_is_not_loaded(
 ) -> None:
     """Keras never sees a file that did not pass."""
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, trusted: Any) -> None:
         raise ModelLoadError(f"{path.name} is refused")
 
     monkeypatch.setattr(importer, "scan_file", refuse)

@@ -103,7 +103,8 @@ def test_a_class_is_refused_by_its_registered_name_too(class_name: str) -> None:
 def test_a_foreign_class_is_refused(bad: dict[str, Any], text: str) -> None:
     """What does not come from the modules of the tables is refused with layer, class and advice."""
     where = f"layer 'bad' ({bad['class_name']})" if bad["class_name"] else "layer 'net' (Sequential)"
-    assert refusal(model(DENSE, bad)) == f"{where} is refused: {text}; {ADVICE}"
+    advice = f"name the module that defines it with --import if you trust it, {ADVICE}"
+    assert refusal(model(DENSE, bad)) == f"{where} is refused: {text}; {advice}"
 
 
 @pytest.mark.parametrize("class_name", [None, ["Dense"], {"a": 1}])

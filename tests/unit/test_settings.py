@@ -172,6 +172,36 @@ def test_what_is_missing_or_unknown_is_told_all_at_once(flags: dict[str, str], t
     assert str(refused.value).startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("given", "modules"),
+    [
+        ("a", ("a",)),
+        ("a.b, c ,,a.b", ("a.b", "c")),
+        (["a", "b,c"], ("a", "b", "c")),
+        ("", ()),
+    ],
+)
+@pytest.mark.parametrize("source", ["flag", "environment"])
+def test_modules_come_one_by_one_or_with_commas(
+    source: str, given: str | list[str], modules: tuple[str, ...], environment: pytest.MonkeyPatch
+):
+    """``--import`` may be repeated, and each may name several modules; KILN_IMPORTS has all of them."""
+    flags: dict[str, Any] = dict(MODELS)
+    if source == "flag":
+        flags["imports"] = given
+    else:
+        environment.setenv("KILN_IMPORTS", given if isinstance(given, str) else ",".join(given))
+    assert load_settings(flags).imports == modules
+
+
+@pytest.mark.parametrize("value", ["a-b", "a/b", ".a", "a.", "1a", 5, ["a", 5]])
+def test_what_is_no_module_is_told(value: Any):
+    """A path, a number or a wrong name is refused before anything is imported."""
+    with pytest.raises(SettingsError) as refused:
+        load_settings({**MODELS, "imports": value})
+    assert str(refused.value) == f"imports: value error, names of python modules expected, got {value!r}"
+
+
 def test_settings_do_not_change():
     """Once loaded, a setting stays what it is."""
     settings = load_settings(dict(MODELS))
@@ -190,5 +220,5 @@ def test_the_cache_goes_where_caches_go(base: str, parent: str, environment: pyt
 def test_every_default_passes_its_own_check(name: str):
     """What a setting is by default could have been given."""
     default = Settings.model_fields[name].default
-    given = {} if default is None else {name: str(default)}
+    given = {} if default is None else {name: ",".join(default) if isinstance(default, tuple) else str(default)}
     assert getattr(load_settings({**MODELS, **given}), name) == default
