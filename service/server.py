@@ -227,7 +227,7 @@ def _registry_options(settings: Settings) -> RegistryOptions:
 
 def _watcher(settings: Settings) -> Watcher:
     return Watcher(
-        lambda configs: look(settings.models, settings.name, configs),
+        lambda configs: look(settings.models, settings.name, configs, settings.cache_dir),
         config_file=settings.models_config,
         poll_s=settings.poll_s if settings.model_control == "poll" else None,
         quiet_s=settings.poll_s,

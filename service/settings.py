@@ -53,7 +53,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
 
-    models: Path = Field(description="folder of models (NAME/VERSION/…), or one model")
+    models: str = Field(description="folder of models (NAME/VERSION/…), or one model; a path or URL")
     name: str | None = Field(None, description="name of the model, where one model is served")
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104
     rest_port: int = Field(8501, ge=0, le=65535, description="HTTP port, 0 for any free one")
@@ -131,7 +131,7 @@ class Settings(BaseSettings):
         description="memory that models may take on each GPU; else 90 % of what it reports",
         json_schema_extra=_unit("bytes"),
     )
-    cache_dir: Path = Field(default_factory=_default_cache_dir, description="where converted models are kept")
+    cache_dir: Path = Field(default_factory=_default_cache_dir, description="where converted and fetched models are kept")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log")
 

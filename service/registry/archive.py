@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from service.errors import ModelLoadError
 
@@ -113,7 +113,9 @@ def _zip_members(path: Path, limits: UnpackLimits) -> Iterator[_Member]:
 
 def _tar_members(path: Path, limits: UnpackLimits) -> Iterator[_Member]:
     with gzip.open(path) as stream:
-        bounded: Any = _Bounded(stream, limits.max_bytes + limits.max_members * _HEADER_BYTES_PER_MEMBER)
+        bounded: Any = _Bounded(
+            cast(IO[bytes], stream), limits.max_bytes + limits.max_members * _HEADER_BYTES_PER_MEMBER
+        )
         with tarfile.open(fileobj=bounded, mode="r:") as archive:
             for member in archive:
                 if member.isdir():

@@ -13,7 +13,8 @@ from pathlib import Path
 from service.batching.runner import Runner, result_of
 from service.errors import KilnError
 from service.registry.config import ModelConfigs, read_configs
-from service.registry.repository import Kind, Problem, Repository, Source, open_models
+from service.registry.remote import open_models
+from service.registry.repository import Kind, Problem, Repository, Source
 
 _log = logging.getLogger("kiln.registry")
 _BEING_COPIED = "its files are still changing: it is loaded once they have been quiet"
@@ -22,19 +23,20 @@ Look = Callable[[ModelConfigs], Repository]
 """What lies in the repository now, given the configs that may name other places; blocks."""
 
 
-def look(models: Path, name: str | None, configs: ModelConfigs) -> Repository:
-    """What lies at `models`, and where the configs say otherwise, there.
+def look(models: str | Path, name: str | None, configs: ModelConfigs, cache_dir: Path) -> Repository:
+    """What lies at `models`, and where the configs say otherwise, there; both may be URLs.
 
     Raises:
-        InvalidArgument: there is nothing at one of the places.
+        InvalidArgument: there is nothing at `models`.
+        ModelLoadError: `models` is a URL that cannot be listed.
     """
-    found = open_models(models, name)
+    found = open_models(models, name, cache_dir=cache_dir)
     elsewhere = {name: config.path for name, config in configs.items() if config.path is not None}
     sources = [source for source in found.sources if source.model not in elsewhere]
     problems = [problem for problem in found.problems if problem.model not in elsewhere]
     for model, path in elsewhere.items():
         try:
-            there = open_models(Path(path), model)
+            there = open_models(path, model, cache_dir=cache_dir)
         except KilnError as error:
             problems.append(Problem(model, None, str(error)))
             continue

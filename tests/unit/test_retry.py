@@ -62,9 +62,9 @@ def test_the_last_failure_is_told() -> None:
 def test_what_is_final_is_not_tried_again() -> None:
     """A failure that no second attempt can mend is told at once."""
     retry = Retry(sleep=lambda _: pytest.fail("it waited"))
-    with pytest.raises(ModelLoadError, match="^s3://b/cat: there is nothing there$"):
+    with pytest.raises(ModelLoadError, match=r"^s3://b/cat: there is nothing there$"):
         retry.run("s3://b/cat", failing(FileNotFoundError("b/cat")))
-    with pytest.raises(InvalidArgument, match="^as it was$"):
+    with pytest.raises(InvalidArgument, match=r"^as it was$"):
         retry.run("s3://b/cat", failing(InvalidArgument("as it was")))
 
 

@@ -58,12 +58,14 @@ WALLS = {
     "keras": ("service/runtime/", "service/registry/importer.py"),
     "openvino": ("service/runtime/", "service/registry/importer.py"),
     "prometheus_client": ("service/metrics.py",),
+    "fsspec": ("service/registry/store.py",),
+    "aiohttp": ("service/registry/store.py",),
     "pydantic": ("service/settings.py", "service/registry/config.py", "service/rest/"),
     "pydantic_settings": ("service/settings.py",),
 }
 """Which package is known where."""
 
-LAZY = ("tensorflow", "keras", "openvino", "h5py")
+LAZY = ("tensorflow", "keras", "openvino", "h5py", "fsspec", "aiohttp")
 """Packages that are imported in functions alone, so that they are not loaded in vain."""
 
 PURE = (

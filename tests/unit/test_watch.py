@@ -88,7 +88,7 @@ def test_a_config_may_say_where_a_model_lies(tmp_path: Path):
         folder.mkdir(parents=True)
         (folder / "model.keras").write_text("x")
     configs = {"b": ModelConfig(path=str(tmp_path / "elsewhere")), "c": ModelConfig(path=str(tmp_path / "nowhere"))}
-    repository = look(tmp_path / "models", None, configs)
+    repository = look(tmp_path / "models", None, configs, tmp_path / "cache")
     assert [(s.model, s.version) for s in repository.sources] == [("a", 1), ("b", 2)]
     (problem,) = repository.problems
     assert (problem.model, problem.version) == ("c", None)
