@@ -185,9 +185,9 @@ class Store:
         settings = info.get("content_settings") or {}
         md5 = info.get("md5Hash") or info.get("Content-MD5") or settings.get("content_md5")
         if md5:
-            return "md5", (base64.b64decode(md5) if isinstance(md5, str) else bytes(md5)).hex()
+            return _checksum_of("md5", md5)
         algorithm, _, digest = str(info.get("Digest", "")).partition("=")
-        return ("sha256", base64.b64decode(digest).hex()) if algorithm.lower() == "sha-256" else None
+        return _checksum_of("sha256", digest) if algorithm.lower() == "sha-256" else None
 
     def _has_opaque_etag(self, file: StoredFile) -> bool:
         """Whether the object's ETag is no MD5 although it looks like one: it is encrypted with a key, or "express".
@@ -218,6 +218,15 @@ def _client(scheme: str) -> Any:
             options["client_kwargs"] = {"timeout": timeout, "trust_env": True, "auto_decompress": False}
             options["headers"] = {"Accept-Encoding": "identity"}  # the bytes that its size is stated of
     return fsspec.filesystem(scheme, **options)
+
+
+def _checksum_of(algorithm: str, value: str | bytes) -> tuple[str, str] | None:
+    """`value` is a digest, or base64 of one; None for what a server has made of it otherwise."""
+    try:
+        digest = base64.b64decode(value) if isinstance(value, str) else bytes(value)
+    except ValueError:
+        return None
+    return (algorithm, digest.hex()) if len(digest) == hashlib.new(algorithm).digest_size else None
 
 
 def _timestamp(value: Any) -> float:
