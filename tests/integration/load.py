@@ -24,10 +24,10 @@ async def entered(kiln: Kiln) -> None:
     assert await asyncio.to_thread(kiln.model.entered.acquire, timeout=30.0)
 
 
-async def queued(kiln: Kiln, rows_waiting: int) -> None:
+async def queued(kiln: Kiln, rows_waiting: int, model: str = "double") -> None:
     """Wait until so many rows are in the queue."""
     async with asyncio.timeout(30.0):
-        while batcher_of(kiln).queue.rows != rows_waiting:  # noqa: ASYNC110 - the queue has no event for it
+        while batcher_of(kiln, model).queue.rows != rows_waiting:  # noqa: ASYNC110 - the queue has no event for it
             await asyncio.sleep(0)
 
 
