@@ -162,13 +162,13 @@ class Registry:
 
     def _ready_version(self, ref: ModelRef) -> Version:
         """The version meant by `ref`: the highest READY one where none is named."""
-        if self.draining:
+        versions = self._models.get(ref.name)
+        if self.draining and versions is not None:
             raise Unavailable("the server is stopping and takes no new requests")
         if ref.version is None and ref.label is None:
             default = self._defaults.get(ref.name)
             if default is not None:
                 return default
-        versions = self._models.get(ref.name)
         if versions is None:
             for problem in self._problems.get(ref.name, []):
                 raise Unavailable(f"model {ref.name!r} could not be loaded: {problem.reason}")
