@@ -6,7 +6,7 @@ MODELS ?= models
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type coverage protos bench image chart
+.PHONY: help setup serve test lint type protos bench image chart
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -25,7 +25,7 @@ serve: setup  ## serve the example models: REST on 8501, gRPC on 8500
 
 test: setup lint type  ## run every check and every test
 	$(BIN)/python protos/generate.py --check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 
 lint: setup  ## ruff: style and format
 	$(BIN)/ruff check .
@@ -33,9 +33,6 @@ lint: setup  ## ruff: style and format
 
 type: setup  ## mypy, strict
 	$(BIN)/mypy
-
-coverage: setup  ## run every test and show what of service/ they leave out
-	$(BIN)/python -m pytest --cov --cov-report=term
 
 protos: setup  ## regenerate service/rpc/_generated from protos/
 	$(BIN)/python protos/generate.py

@@ -87,7 +87,7 @@ class FakeModel:
         outputs = {}
         for source, target in zip(lane.signature.inputs, lane.signature.outputs, strict=True):
             array = inputs[source.name]
-            doubled = array + array if array.dtype.kind not in "b" else array
+            doubled = array + array if array.dtype.kind != "b" else array
             if self.surplus_rows:
                 doubled = np.concatenate([doubled, doubled[: self.surplus_rows]])
             outputs[target.name] = doubled

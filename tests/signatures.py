@@ -53,13 +53,12 @@ def elements_of(dtype: DataType) -> st.SearchStrategy[Any] | None:
 
 
 @st.composite
-def tensors(draw: st.DrawFn, dtypes: list[DataType] | None = None) -> tuple[DataType, Array]:
-    """An array of any of `dtypes` and of up to three dimensions, and its type."""
-    dtype = draw(st.sampled_from(dtypes or list(DataType)))
+def arrays_of(draw: st.DrawFn, dtype: DataType) -> Array:
+    """An array of `dtype` and of up to three dimensions."""
     shape = draw(npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
     if dtype is DataType.BF16:
-        return dtype, draw(npst.arrays(np.float32, shape, elements=elements_of(dtype))).astype(dtype.numpy)
-    return dtype, draw(npst.arrays(dtype.numpy, shape, elements=elements_of(dtype)))
+        return draw(npst.arrays(np.float32, shape, elements=elements_of(dtype))).astype(dtype.numpy)
+    return draw(npst.arrays(dtype.numpy, shape, elements=elements_of(dtype)))
 
 
 def assert_same(array: Array, expected: Array) -> None:

@@ -211,12 +211,12 @@ class Registry:
     # Within
 
     def _route(self, ref: ModelRef) -> Version:
-        if self.draining:
-            raise Unavailable("the server is stopping and takes no new requests")
         model = self._models.get(ref.name)
         if model is None:
             which = f"Latest({ref.name})" if ref.version is None else f"Specific({ref.name}, {ref.version})"
             raise NotFound(f"Servable not found for request: {which}; {self._loaded_names()}")
+        if self.draining:
+            raise Unavailable("the server is stopping and takes no new requests")
         return model.route(ref.version, ref.label)
 
     def _note(self, repository: Repository) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from service import __version__
@@ -83,8 +83,18 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
-    @app.get("/metrics", tags=["Operations"], summary="Metrics in Prometheus's text format")
-    @app.get("/monitoring/prometheus/metrics", tags=["Operations"], summary="The same, where TensorFlow Serving has it")
+    @app.get(
+        "/metrics",
+        tags=["Operations"],
+        summary="Metrics in Prometheus's text format",
+        response_class=PlainTextResponse,
+    )
+    @app.get(
+        "/monitoring/prometheus/metrics",
+        tags=["Operations"],
+        summary="The same, where TensorFlow Serving has it",
+        response_class=PlainTextResponse,
+    )
     async def page() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Response
 
 from service import __version__
 from service.errors import InvalidArgument, NotFound
-from service.predictor import EXTENSIONS, SERVER_NAME, Decoded, ModelRef, Predictor
+from service.predictor import EXTENSIONS, SERVER_NAME, Decoded, Engine, ModelRef, Predictor
 from service.registry.lifecycle import State
 from service.rest.http import JSON, Asgi, Headers, Receive, Scope, Send, answer, deadline, guarded, header, read_body
 from service.rest.openapi import HEALTH, MODEL, MODEL_READY, SERVER, error_responses
@@ -108,12 +108,15 @@ def metadata_router(predictor: Predictor, is_ready: Callable[[], bool]) -> APIRo
         return {"live": True, "ready": is_ready()}
 
     @router.get("/v2/models/{model}", summary="Model metadata", responses=_example(MODEL, 404, 503))
+    async def metadata(model: str = ModelName) -> dict[str, Any]:
+        return model_metadata(engine.describe(model_ref(model, None)))
+
     @router.get(
         "/v2/models/{model}/versions/{version}",
         summary="Metadata of one version",
         responses=_example(MODEL, 404, 503),
     )
-    async def metadata(model: str = ModelName, version: str = "") -> dict[str, Any]:
+    async def version_metadata(model: str = ModelName, version: str = Version) -> dict[str, Any]:
         return model_metadata(engine.describe(model_ref(model, version)))
 
     @router.get(
@@ -121,16 +124,22 @@ def metadata_router(predictor: Predictor, is_ready: Callable[[], bool]) -> APIRo
         summary="Whether the model can be asked; 503 if not",
         responses=_example(MODEL_READY, 404),
     )
+    async def model_ready(response: Response, model: str = ModelName) -> dict[str, Any]:
+        return _readiness(response, engine, model_ref(model, None))
+
     @router.get(
         "/v2/models/{model}/versions/{version}/ready",
         summary="Whether one version can be asked",
         responses=_example(MODEL_READY, 404),
     )
-    async def model_ready(response: Response, model: str = ModelName, version: str = "") -> dict[str, Any]:
-        states = [status.state for status in engine.statuses(model_ref(model, version))]
-        is_model_ready = State.READY in states
-        if not is_model_ready:
-            response.status_code = 503
-        return {"name": model, "ready": is_model_ready}
+    async def version_ready(response: Response, model: str = ModelName, version: str = Version) -> dict[str, Any]:
+        return _readiness(response, engine, model_ref(model, version))
 
     return router
+
+
+def _readiness(response: Response, engine: Engine, ref: ModelRef) -> dict[str, Any]:
+    is_model_ready = State.READY in [status.state for status in engine.statuses(ref)]
+    if not is_model_ready:
+        response.status_code = 503
+    return {"name": ref.name, "ready": is_model_ready}

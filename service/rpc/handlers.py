@@ -19,8 +19,8 @@ from service.rpc.codes import GRPC_STATUS
 
 _log = logging.getLogger("kiln.rpc")
 
-_LONGEST_TEXT = 1000
-"""Characters of an error that are sent: a status over 16 KB of metadata, where each may take 12 bytes, is lost."""
+_LONGEST_TEXT = 500
+"""Characters of an error that are sent: each may take 12 bytes, and clients refuse over 8 KB of metadata."""
 
 Handler = Callable[[bytes, float], Awaitable[bytes]]
 Handlers = Mapping[str, Handler]

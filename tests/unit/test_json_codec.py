@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -35,22 +35,23 @@ def read(text: str, dtype: DataType = DataType.FP32, *, alone: bool = True) -> A
 
 
 @st.composite
-def written_arrays(draw: st.DrawFn) -> tuple[DataType, Array, Any]:
-    """A type, an array of it, and the nested list that a client writes for it."""
-    dtype = draw(st.sampled_from(list(DataType)))
+def written_arrays(draw: st.DrawFn, dtype: DataType) -> tuple[Array, Any]:
+    """An array, and the nested list that a client writes for it."""
     shape = draw(npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
     if dtype is DataType.BYTES:
         array = draw(npst.arrays(object, shape, elements=st.text(max_size=4).map(str.encode)))
-        return dtype, array, np.vectorize(bytes.decode, otypes=[object])(array).tolist()
+        return array, np.vectorize(bytes.decode, otypes=[object])(array).tolist()
     wide = np.float32 if dtype is DataType.BF16 else dtype.numpy
     array = draw(npst.arrays(wide, shape, elements=elements_of(dtype))).astype(dtype.numpy)
-    return dtype, array, array.astype(np.float64).tolist() if dtype.is_float else array.tolist()
+    return array, array.astype(np.float64).tolist() if dtype.is_float else array.tolist()
 
 
-@given(written=written_arrays(), alone=st.booleans())
-def test_any_rectangular_list_becomes_its_array(written: tuple[DataType, Array, Any], alone: bool):
+@pytest.mark.parametrize("dtype", DataType)
+@settings(max_examples=25)
+@given(data=st.data(), alone=st.booleans())
+def test_any_rectangular_list_becomes_its_array(dtype: DataType, data: st.DataObject, alone: bool):
     """Every type and shape, from the fast reader or the careful one, NaN and infinities included."""
-    dtype, array, value = written
+    array, value = data.draw(written_arrays(dtype))
     given_back = read(json.dumps(value), dtype, alone=alone)
     shape = array.shape
     if array.size == 0 and 0 in shape:
@@ -170,17 +171,19 @@ def test_lists_and_tokens_too_deep_are_refused_by_the_careful_reader():
 # Flat data with a shape
 
 
-@given(written=written_arrays(), nested=st.booleans(), known=st.booleans())
-def test_data_comes_flat_or_nested(written: tuple[DataType, Array, Any], nested: bool, known: bool):
+@pytest.mark.parametrize("dtype", DataType)
+@settings(max_examples=25)
+@given(data=st.data(), nested=st.booleans(), known=st.booleans())
+def test_data_comes_flat_or_nested(dtype: DataType, data: st.DataObject, nested: bool, known: bool):
     """Row-major elements of a stated shape; how many lists there are need not be known."""
-    dtype, array, value = written
+    array, value = data.draw(written_arrays(dtype))
     if not array.size or not array.ndim:
         nested = False
     flat = value if nested else np.array(value, object).reshape(-1).tolist()
     text = json.dumps(flat)
-    data = Document(b'{"v": %s}' % text.encode(), 100).get("v")
+    parsed = Document(b'{"v": %s}' % text.encode(), 100).get("v")
     most_lists = count_lists(text.encode()) if known else None
-    np.testing.assert_array_equal(flat_array(data, spec(dtype), array.shape, most_lists=most_lists), array)
+    np.testing.assert_array_equal(flat_array(parsed, spec(dtype), array.shape, most_lists=most_lists), array)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -260,10 +263,12 @@ def test_a_quote_is_cut_short():
 # Writing
 
 
-@given(written=written_arrays())
-def test_what_is_written_reads_as_the_same_array(written: tuple[DataType, Array, Any]):
+@pytest.mark.parametrize("dtype", DataType)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_what_is_written_reads_as_the_same_array(dtype: DataType, data: st.DataObject):
     """Numbers survive exactly, NaN and infinities included."""
-    dtype, array, _ = written
+    array, _ = data.draw(written_arrays(dtype))
     value = json.loads(dumps({"v": jsonable(array)}))["v"]
     if dtype is DataType.BYTES:
         assert value == np.vectorize(bytes.decode, otypes=[object])(array).tolist()

@@ -1,0 +1,94 @@
+"""The OpenAPI document has every path, what it takes, what it answers, and examples of both."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.integration.asgi import Client
+from tests.integration.conftest import Kiln
+
+PREDICT, INFER = "/v1/models/{model}:predict", "/v2/models/{model}/infer"
+PATHS = {
+    "/v1/models",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/metrics",
+    "/monitoring/prometheus/metrics",
+    *(
+        f"{model}{version}{verb}"
+        for version in ("", "/versions/{version}")
+        for model, verbs in {
+            "/v1/models/{model}": ("", "/metadata", ":predict"),
+            "/v2/models/{model}": ("", "/ready", "/infer"),
+        }.items()
+        for verb in verbs
+    ),
+}
+"""README's table of dialects."""
+
+
+@pytest_asyncio.fixture
+async def document(kiln: Kiln) -> dict[str, Any]:
+    """The document as a client gets it."""
+    answer: dict[str, Any] = (await Client(kiln.app).get("/openapi.json")).json
+    return answer
+
+
+def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {f"{method} {path}": each for path, methods in document["paths"].items() for method, each in methods.items()}
+
+
+async def test_every_path_is_there(document: dict[str, Any]):
+    """Those of the router, and those that go past it."""
+    assert set(document["paths"]) == PATHS
+
+
+async def test_every_operation_has_examples_and_a_group(document: dict[str, Any]):
+    """Each JSON answer, each JSON request and each parameter shows one."""
+    for name, operation in operations(document).items():
+        assert operation["tags"], name
+        assert operation["summary"], name
+        assert "422" not in operation["responses"], name
+        bodies = [operation["requestBody"]] if "requestBody" in operation else []
+        assert bool(bodies) == name.startswith("post"), name
+        for body in (*operation["responses"].values(), *bodies):
+            content = body["content"].get("application/json")
+            assert content is None or content.get("example") or content.get("examples"), name
+        for parameter in operation.get("parameters", []):
+            schema = parameter["schema"]
+            assert parameter.get("example") or schema.get("examples") or parameter.get("examples"), (name, parameter)
+            assert parameter["description"], (name, parameter)
+
+
+async def test_path_parameters_are_those_of_the_path(document: dict[str, Any]):
+    """None is missing, and none is asked for as a query."""
+    for name, operation in operations(document).items():
+        declared = [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"]
+        assert sorted(declared) == [part for part in ("model", "version") if f"{{{part}}}" in name], name
+        assert not [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "query"], name
+
+
+@pytest.mark.parametrize("path", [PREDICT, INFER])
+async def test_the_errors_of_a_hot_path_have_the_one_shape(document: dict[str, Any], path: str):
+    """Each status that it can answer with, by an example."""
+    responses = document["paths"][path]["post"]["responses"]
+    assert set(responses) == {"200", "400", "404", "413", "429", "503", "504"}
+    for status, response in responses.items():
+        if status != "200":
+            example = response["content"]["application/json"]["examples"]["error"]["value"]
+            assert list(example) == ["error"]
+
+
+async def test_metrics_are_text(document: dict[str, Any]):
+    """Not JSON."""
+    assert list(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
+
+
+async def test_the_document_is_made_once(kiln: Kiln, document: dict[str, Any]):
+    """Asked again, it is the same."""
+    assert (await Client(kiln.app).get("/openapi.json")).json == json.loads(json.dumps(document))
