@@ -33,7 +33,7 @@ REFUSED: dict[str, str] = {
         "SerializeTRTResource Copy CopyHost",
         _NETWORK: "RemoteCall Send Recv RegisterDataset RegisterDatasetV2 DeleteRpcFutureResource _HostSend _HostRecv "
         "_Send _Recv XlaHostCompute WorkerHeartbeat",
-        _CODE: "EagerPyFunc PyFunc PyFuncStateless",
+        _CODE: "EagerPyFunc",
         _HIDDEN: "DatasetFromGraph DeserializeIterator XlaCallModule XlaCustomCall XlaCustomCallV2 "
         "MlirPassthroughOp _TPUCompileMlir _XlaHostComputeMlir TRTEngineOp _VarHandlesOp",
         _DEVICES: "ConfigureDistributedTPU ConfigureAndInitializeGlobalTPU _ConfigureDistributedTPU "
@@ -151,10 +151,10 @@ def reason(operation: str) -> str:
 def _parse(file: Path) -> Any:
     from tensorflow.core.protobuf import saved_model_pb2
 
+    size = file.stat().st_size if file.is_file() else 0
+    if size > _MAX_GRAPH_BYTES:
+        raise ModelLoadError(f"{file.name} has {size} bytes: at most {_MAX_GRAPH_BYTES} expected")
     try:
-        size = file.stat().st_size if file.is_file() else 0
-        if size > _MAX_GRAPH_BYTES:
-            raise ModelLoadError(f"{file.name} has {size} bytes: at most {_MAX_GRAPH_BYTES} expected")
         model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     except (OSError, MemoryError) as error:
         raise ModelLoadError(f"{file.name} cannot be read: {error}") from None
