@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -22,13 +22,18 @@ from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.registry.config import ModelConfig
+from service.registry.estimate import Estimator
 from service.registry.importer import import_model
 from service.registry.registry import Registry
-from service.registry.version import RegistryOptions
+from service.registry.remote import fetch
+from service.registry.repository import Source
+from service.registry.version import Memory, RegistryOptions
 from service.registry.watch import Watcher, look
 from service.rest.app import RestOptions, rest_app
 from service.rpc.server import RpcServer
 from service.rpc.warmup_codec import decode_warm_up
+from service.runtime.devices import devices_for
+from service.runtime.memory import limit_bytes
 from service.runtime.model import LoadedModel, RuntimeOptions
 from service.settings import Settings
 
@@ -202,14 +207,16 @@ def _registry_options(settings: Settings) -> RegistryOptions:
         )
         return LoadedModel(path, options)
 
+    def materialize(source: Source) -> Path:
+        here = replace(source, path=fetch(source, settings.cache_dir), remote=None)
+        return import_model(
+            here, cache_dir=settings.cache_dir, timeout_s=settings.import_timeout_s, imports=settings.imports
+        )
+
     return RegistryOptions(
-        materialize=partial(
-            import_model,
-            cache_dir=settings.cache_dir,
-            timeout_s=settings.import_timeout_s,
-            imports=settings.imports,
-        ),
+        materialize=materialize,
         load=load,
+        memory=_memory(settings),
         limits=Limits(
             settings.max_batch_rows,
             settings.max_queue_rows,
@@ -222,6 +229,23 @@ def _registry_options(settings: Settings) -> RegistryOptions:
         explicit=settings.model_control == "explicit",
         fixed=settings.model_control == "none",
         root=str(settings.models),
+    )
+
+
+def _memory(settings: Settings) -> Memory:
+    """What models need of memory, and how much of it there is for them."""
+    estimator = Estimator(
+        settings.cache_dir / "memory.json", plan=settings.plan, max_batch_rows=settings.max_batch_rows
+    )
+
+    def limit(memory: str) -> int:
+        configured = settings.memory_budget_bytes if memory == "CPU" else settings.gpu_memory_budget_bytes
+        return limit_bytes(memory, configured)
+
+    return Memory(
+        needs=lambda path, config: estimator.needs_bytes(path, devices_for(config.device)),
+        remember=lambda path, config, use: estimator.remember(path, devices_for(config.device), use),
+        limit=limit,
     )
 
 

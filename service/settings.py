@@ -131,7 +131,9 @@ class Settings(BaseSettings):
         description="memory that models may take on each GPU; else 90 % of what it reports",
         json_schema_extra=_unit("bytes"),
     )
-    cache_dir: Path = Field(default_factory=_default_cache_dir, description="where converted and fetched models are kept")
+    cache_dir: Path = Field(
+        default_factory=_default_cache_dir, description="where models are kept, converted or fetched"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log")
 

@@ -16,7 +16,9 @@ from service.metrics import Metrics
 from service.predictor import Handle, ModelInfo, ModelRef
 from service.registry.config import ModelConfig, ModelConfigs
 from service.registry.lifecycle import VersionStatus
+from service.registry.memory import Resident
 from service.registry.repository import Kind, Problem, Repository, Source
+from service.registry.room import Room
 from service.registry.served_model import Bench, ServedModel
 from service.registry.shadow import ShadowedHandle
 from service.registry.version import RegistryOptions, Version, VersionHandle
@@ -45,7 +47,8 @@ class Registry:
         self._models: dict[str, ServedModel] = {}
         self._is_closed = False
         """Whether a client has said what is to be served, so that nothing else is."""
-        self._bench = Bench(options, metrics, asyncio.Semaphore(options.parallel_loads))
+        room = Room(self, metrics)
+        self._bench = Bench(options, metrics, asyncio.Semaphore(options.parallel_loads), room)
         self._tasks: set[asyncio.Task[None]] = set()
         self._note(repository)
 
@@ -66,9 +69,12 @@ class Registry:
             self._configs = configs
         self._note(await self._watcher.found(self._configs))
         for model in list(self._models.values()):
-            task = asyncio.create_task(self._settle(model))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._keep(asyncio.create_task(self._settle(model)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """Hold a task until it ends: the event loop does so only weakly."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _settle(self, model: ServedModel) -> None:
         """One round for one model; a round that is under way goes on to what is wanted now."""
@@ -171,7 +177,11 @@ class Registry:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if deadline is None else max(deadline - time.monotonic(), 0.0)):
                 while self.is_coming(ref):
-                    await self._models[ref.name].arrival()
+                    model = self._models[ref.name]
+                    arrival = model.arrival()
+                    if model.wake():
+                        self._keep(asyncio.create_task(model.reconcile()))
+                    await arrival
 
     def describe(self, ref: ModelRef) -> ModelInfo:
         """See `Engine.describe`."""
@@ -206,7 +216,19 @@ class Registry:
 
     def can_serve(self) -> bool:
         """Whether there is anything to ask, or something may be loaded by request."""
-        return self._options.explicit or any(model.default is not None for model in self._models.values())
+        return self._options.explicit or any(
+            model.default is not None or model.is_asleep for model in self._models.values()
+        )
+
+    # What the memory budget asks
+
+    def residents(self) -> list[Resident]:
+        """See `Tenants.residents`."""
+        return [resident for model in self._models.values() for resident in model.residents()]
+
+    async def evict(self, model: str, version: int) -> None:  # noqa: ARG002 - an idle model goes whole
+        """See `Tenants.evict`."""
+        await self._models[model].evict()
 
     # Within
 
@@ -227,7 +249,7 @@ class Registry:
             sources.setdefault(source.model, {})[source.version] = source
         for problem in repository.problems:
             problems.setdefault(problem.model, {})[problem.version] = problem
-        for name in sources.keys() | problems.keys() | self._models.keys():
+        for name in sorted(sources.keys() | problems.keys() | self._models.keys()):
             config = self._configs.get(name, _DEFAULT)
             model = self._models.get(name)
             if model is None:

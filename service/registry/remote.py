@@ -127,7 +127,7 @@ class _Tree:
             kind,
             Path(entry.name) if is_file else Path(),
             fingerprint=listing.fingerprint,
-            modified=listing.modified,
+            modified=0.0 if is_file else listing.modified,  # stores show a file once it is whole
             remote="/".join((self.store.url, *below.parts)),
         )
 

@@ -57,10 +57,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Repository:
-    """All that was found, in order of name and version."""
+    """All that was found, in order of name and version.
+
+    Of the models in `unreachable` it could not be seen whether they are still there.
+    """
 
     sources: tuple[Source, ...] = ()
     problems: tuple[Problem, ...] = ()
+    unreachable: frozenset[str] = frozenset()
 
 
 class Entry(Protocol):

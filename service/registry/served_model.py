@@ -15,13 +15,16 @@ from service.errors import InvalidArgument, NotFound, Unavailable
 from service.metrics import Metrics
 from service.registry.config import ModelConfig
 from service.registry.lifecycle import State, VersionStatus
+from service.registry.memory import Resident
 from service.registry.policy import Load, next_action, wanted
 from service.registry.repository import Problem, Source
+from service.registry.room import Room
 from service.registry.version import RegistryOptions, Version
 
 _log = logging.getLogger("kiln.registry")
 _MAX_RETRIES = 5
 _LONGEST_RETRY_S = 60.0
+_ON_DEMAND = "it is loaded at its next request"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Bench:
     options: RegistryOptions
     metrics: Metrics
     loading: asyncio.Semaphore
+    room: Room
     clock: Callable[[], float] = time.monotonic
 
 
@@ -66,6 +70,7 @@ class ServedModel:
         self._failures: dict[int, Failure] = {}
         self._is_reconciling = asyncio.Lock()
         self._has_served = False
+        self._is_awake = False
         self._arrived = asyncio.Event()
         """Set and replaced whenever a version becomes READY or FAILED."""
 
@@ -93,7 +98,8 @@ class ServedModel:
 
     def statuses(self) -> list[VersionStatus]:
         """Every version that is known, newest first; a version in use hides the failure of its replacement."""
-        known = {number: VersionStatus(self.name, number, State.NEW) for number in self.wanted()}
+        state, reason = (State.UNLOADED, _ON_DEMAND) if self.is_asleep else (State.NEW, "")
+        known = {number: VersionStatus(self.name, number, state, reason) for number in self._chosen()}
         known |= {status.version: status for status in self.problems.values()}
         known |= {number: failure.status for number, failure in self._failures.items()}
         for version in self.versions:
@@ -172,9 +178,42 @@ class ServedModel:
 
         A request that finds none READY waits for that; before the first one is READY it is refused.
         """
+        if self.default is not None:
+            return False
+        if self.is_asleep:
+            return True
         if version is not None or label is not None:
             return False
-        return self._has_served and self.default is None and self._is_reconciling.locked() and self._missing()
+        is_awaited = self._has_served or self.config.on_demand
+        return is_awaited and self._is_reconciling.locked() and self._missing()
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it is loaded at its next request, and not before."""
+        return self.config.on_demand and self.is_enabled and not self._is_awake and bool(self.sources)
+
+    def wake(self) -> bool:
+        """Have `reconcile` load what was left until now; whether there was anything."""
+        was_asleep, self._is_awake = self.is_asleep, True
+        return was_asleep
+
+    async def evict(self) -> None:
+        """Let all versions go until the model is asked for again; not while it is changing anyway."""
+        if self._is_reconciling.locked():
+            return
+        async with self._is_reconciling:
+            self._is_awake = False
+            for version in list(self.versions):
+                await self._unload(version)
+
+    def residents(self) -> list[Resident]:
+        """Its loaded versions, as the memory budget sees them."""
+        is_idle = not self._is_reconciling.locked() and all(version.is_idle for version in self.versions)
+        return [
+            Resident(self.name, v.source.version, v.last_used, is_idle=is_idle, on_demand=self.config.on_demand)
+            for v in self.versions
+            if v.is_ready
+        ]
 
     async def arrival(self) -> None:
         """Until a version has become READY or FAILED."""
@@ -203,6 +242,9 @@ class ServedModel:
 
     def wanted(self) -> set[int]:
         """The versions that should be READY."""
+        return set() if self.is_asleep else self._chosen()
+
+    def _chosen(self) -> set[int]:
         return wanted(self.sources, self.config.versions) if self.is_enabled else set()
 
     def _missing(self) -> bool:
@@ -235,7 +277,7 @@ class ServedModel:
         async with self._bench.loading:
             _log.info("loading %s", version.label)
             with _thread(version) as loader:
-                await version.load(self.config, self._bench.options, self._bench.metrics, loader)
+                await version.load(self.config, self._bench.options, self._bench.metrics, loader, self._bench.room)
         if not version.is_ready:
             self._note_failure(version)
         elif before is not None:
@@ -257,6 +299,7 @@ class ServedModel:
             await version.unload(self._bench.options.drain_s, self._bench.metrics, loader)
         self.versions.remove(version)
         if version.source.version not in self._ready:
+            self._bench.room.release(self.name, version.source.version)
             self._bench.metrics.forget_state(self.name, version.source.version)
 
     async def stop(self, drain_s: float) -> bool:

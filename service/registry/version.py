@@ -19,7 +19,9 @@ from service.metrics import Metrics
 from service.registry.config import ModelConfig
 from service.registry.lifecycle import Lifecycle, State, VersionStatus
 from service.registry.repository import Source
+from service.registry.room import Room
 from service.runtime.base import signatures_line
+from service.runtime.memory import MemoryUse
 from service.runtime.planner import Choice
 from service.tensors import Signature, Tensors
 
@@ -32,8 +34,25 @@ class Model(BatchModel, Protocol):
     signatures: dict[str, Signature]
     device: str
 
+    memory: dict[str, MemoryUse]
+
+    @property
+    def parallel(self) -> int: ...
     def warm_up(self) -> Mapping[str, Choice]: ...
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is known of memory: all of it may block.
+
+    `needs` estimates what a SavedModel will take, in bytes by memory; `remember` keeps what it did
+    take; `limit` is the budget of one memory, in bytes.
+    """
+
+    needs: Callable[[Path, ModelConfig], Mapping[str, int]]
+    remember: Callable[[Path, ModelConfig, Mapping[str, MemoryUse]], None]
+    limit: Callable[[str], int]
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,7 @@ class RegistryOptions:
     materialize: Callable[[Source], Path]
     load: Callable[[Path, ModelConfig], Model]
     limits: Limits
+    memory: Memory | None = None
     split_oversize: bool = True
     drain_s: float = 60.0
     retry_s: float = 2.0
@@ -111,20 +131,32 @@ class Version:
         self.facts.since = time.time()
         self._on_change(self)
 
-    async def load(self, config: ModelConfig, options: RegistryOptions, metrics: Metrics, loader: Runner) -> None:
+    async def load(
+        self, config: ModelConfig, options: RegistryOptions, metrics: Metrics, loader: Runner, room: Room
+    ) -> None:
         """``NEW`` → ``READY``, or ``FAILED`` with the reason; never raises."""
         start = time.monotonic()
         self.lifecycle.advance(State.LOADING)
         try:
             path = await result_of(loader, lambda: options.materialize(self.source))
+            if (memory := options.memory) is not None:
+                needs = await result_of(loader, lambda: memory.needs(path, config))
+                limits = await result_of(loader, lambda: {name: memory.limit(name) for name in needs})
+                await room.make(self.source.model, self.source.version, needs, limits)
             self.model = model = await result_of(loader, lambda: options.load(path, config))
             self.lifecycle.advance(State.WARMING)
             _log.info("warming up %s", self.label)
             warm_up_start = time.monotonic()
             choices = await result_of(loader, model.warm_up)
+            if memory is not None:
+                await result_of(loader, lambda: memory.remember(path, config, model.memory))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this version's failure only
             await self._fail(error, loader)
+            room.release(self.source.model, self.source.version)
             return
+        held = {name: use.kept_bytes for name, use in model.memory.items()}
+        room.settle(self.source.model, self.source.version, held)
+        self.facts.memory_bytes = sum(held.values())
         warm_up_s = time.monotonic() - warm_up_start
         self.facts.load_s = time.monotonic() - start
         self._publish(model, choices, options, metrics)
@@ -143,7 +175,7 @@ class Version:
         self.batcher = batcher = Batcher(
             model,
             options.limits,
-            runner=ThreadRunner(f"kiln-{name}-{number}", asyncio.get_running_loop()),
+            runner=ThreadRunner(f"kiln-{name}-{number}", asyncio.get_running_loop(), model.parallel),
             observer=metrics.version(name, number, lambda: batcher.queue.rows),
             split_oversize=options.split_oversize,
         )
@@ -165,6 +197,11 @@ class Version:
             await result_of(loader, model.close)
         _log.error("%s failed: %s", self.label, reason)
         self.lifecycle.advance(State.FAILED, reason)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody asks it anything just now."""
+        return self.lifecycle.handles == 0
 
     async def unload(self, drain_s: float, metrics: Metrics, loader: Runner | None = None) -> bool:
         """Drain a READY version and let it go; False if some of its requests had to be given up.

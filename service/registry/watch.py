@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from service.batching.runner import Runner, result_of
-from service.errors import KilnError
+from service.errors import KilnError, ModelLoadError
 from service.registry.config import ModelConfigs, read_configs
 from service.registry.remote import open_models
 from service.registry.repository import Kind, Problem, Repository, Source
@@ -34,15 +34,18 @@ def look(models: str | Path, name: str | None, configs: ModelConfigs, cache_dir:
     elsewhere = {name: config.path for name, config in configs.items() if config.path is not None}
     sources = [source for source in found.sources if source.model not in elsewhere]
     problems = [problem for problem in found.problems if problem.model not in elsewhere]
+    unreachable = set()
     for model, path in elsewhere.items():
         try:
             there = open_models(path, model, cache_dir=cache_dir)
         except KilnError as error:
             problems.append(Problem(model, None, str(error)))
+            if isinstance(error, ModelLoadError):  # the store does not answer: that does not mean that it is empty
+                unreachable.add(model)
             continue
         sources += there.sources
         problems += there.problems
-    return Repository(tuple(sources), tuple(problems))
+    return Repository(tuple(sources), tuple(problems), frozenset(unreachable))
 
 
 class Settling:
@@ -73,6 +76,9 @@ class Settling:
                 sources.append(self._whole[key])
             else:
                 problems.append(Problem(source.model, source.version, _BEING_COPIED))
+        kept = {key: source for key, source in self._whole.items() if key[0] in found.unreachable}
+        sources += kept.values()
+        seen |= {key: source.fingerprint for key, source in kept.items()}
         self._seen = seen
         self._whole = {key: source for key, source in self._whole.items() if key in seen}
         return Repository(tuple(sources), tuple(problems))
