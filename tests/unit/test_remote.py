@@ -49,7 +49,7 @@ def test_one_model_or_version_is_opened_by_its_url(
     files.put_files("cat/7", {"model.h5": b"h"})
     files.put_files("tom.h5", {"": b"h"})
     source = only(look(cache, url, name))
-    assert (source.model, source.version, source.kind) == (model, version, Kind.H5)
+    assert (source.model, source.version, source.kind, source.modified) == (model, version, Kind.H5, 0.0)
     assert fetch(source, cache, OPTIONS).read_bytes() == b"h"
 
 

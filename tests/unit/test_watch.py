@@ -14,6 +14,7 @@ from service.registry.config import ModelConfig, ModelConfigs
 from service.registry.repository import Kind, Problem, Repository, Source
 from service.registry.watch import Settling, Watcher, look
 from tests.fakes import FakeClock
+from tests.unit.stores import ROOT, FakeStore
 
 
 def source(fingerprint: str, modified: float, kind: Kind = Kind.SAVED_MODEL, path: str = "there") -> Source:
@@ -59,6 +60,28 @@ def test_a_version_stays_as_it_was_while_its_files_are_replaced():
     assert found(settling, source("b", 100.0)) == ["b"]
     assert found(settling) == []
     assert found(settling, source("c", 102.0)) == BEING_COPIED
+
+
+def test_a_store_that_does_not_answer_takes_no_version_away():
+    """What was whole stays while it cannot be seen whether it is still there, and goes when it is seen to be gone."""
+    settling = Settling(2.0, FakeClock(100.0))
+    assert found(settling, source("a", 0.0)) == ["a"]
+    silent = Repository(problems=(Problem("m", None, "no answer"),), unreachable=frozenset({"m"}))
+    for _ in range(2):
+        repository = settling.settled(silent)
+        assert [s.fingerprint for s in repository.sources] == ["a"]
+        assert repository.problems == silent.problems
+    assert found(settling) == []
+    assert settling.settled(silent).sources == ()
+
+
+def test_a_model_whose_store_does_not_answer_is_told_apart_from_one_that_is_gone(tmp_path: Path, files: FakeStore):
+    """A URL that cannot be listed is a problem of its model, and known to be unreachable; a missing path is not."""
+    (tmp_path / "models").mkdir()
+    configs = {"far": ModelConfig(path=f"{ROOT}/far"), "gone": ModelConfig(path=str(tmp_path / "nowhere"))}
+    repository = look(tmp_path / "models", None, configs, tmp_path / "cache")
+    assert [problem.model for problem in repository.problems] == ["far", "gone"]
+    assert repository.unreachable == {"far"}
 
 
 def test_an_archive_is_whole_when_its_end_is_there(tmp_path: Path):
