@@ -14,7 +14,7 @@ from tests.integration.conftest import Kiln
 
 
 def batcher_of(kiln: Kiln, model: str = "double") -> Batcher:
-    batcher = kiln.registry._models[model][1].batcher
+    batcher = kiln.registry._models[model].versions[0].batcher
     assert batcher is not None
     return batcher
 
@@ -27,7 +27,7 @@ async def entered(kiln: Kiln) -> None:
 async def queued(kiln: Kiln, rows_waiting: int, model: str = "double") -> None:
     """Wait until so many rows are in the queue."""
     async with asyncio.timeout(30.0):
-        while batcher_of(kiln, model).queue.rows != rows_waiting:  # noqa: ASYNC110 - the queue has no event for it
+        while batcher_of(kiln, model).queue.rows != rows_waiting:
             await asyncio.sleep(0)
 
 

@@ -261,7 +261,7 @@ async def test_a_model_that_was_unloaded_is_not_ready(kiln: Kiln):
 
 async def test_a_model_that_failed_tells_why(kiln: Kiln):
     """END with the reason and an error code."""
-    kiln.registry._models["double"][1].lifecycle.advance(State.FAILED, "no memory")
+    kiln.registry._models["double"].versions[0].lifecycle.advance(State.FAILED, "no memory")
     (status,) = (await Client(kiln.app).get("/v1/models/double")).json["model_version_status"]
     assert status == {
         "version": "1",

@@ -78,7 +78,11 @@ class Server:
             for key in models
             for name, _, version in [key.partition("/")]
         ]
-        options = RegistryOptions(lambda source: self.materialize(source), self.load, Limits(8, 64, 1 << 20))
+        options = RegistryOptions(
+            lambda source: self.materialize(source),  # noqa: PLW0108 - tests replace it
+            self.load,
+            Limits(8, 64, 1 << 20),
+        )
         self.registry = Registry(Repository(tuple(sources), problems), options, self.metrics)
 
     def materialize(self, source: Source) -> Path:

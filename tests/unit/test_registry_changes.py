@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ async def test_a_failed_version_is_tried_again_after_a_while(world: Make):
         failure = model._failures[1]
         model_waits.append(failure.retry_at)
         clock_now = failure.retry_at
-        model._bench = type(model._bench)(w.options, w.metrics, model._bench.loading, clock=lambda now=clock_now: now)
+        model._bench = replace(model._bench, clock=lambda now=clock_now: now)  # type: ignore[misc]
         await w.follow()
     assert len(w.loads) == 6
     steps = [round(b - a) for a, b in itertools.pairwise(model_waits[:6])]
