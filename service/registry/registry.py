@@ -100,6 +100,7 @@ class Registry:
         if self._watcher is not None:
             self._note(await self._watcher.found_whole(self._configs))
         for name, model in self._models.items():
+            model.config = configs.get(name, _DEFAULT)
             model.is_enabled = name in configs
         await self._reconcile([*before.values(), *self._models.values()])
         for name in configs:

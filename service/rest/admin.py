@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import APIRouter, Body, Path
+import orjson
+from fastapi import APIRouter, Request
 
+from service.errors import InvalidArgument
 from service.predictor import Predictor
 from service.registry.lifecycle import INDEX_STATES, State, VersionStatus
 from service.rest.openapi import INDEX, STATUS, error_responses
+from service.rest.openinference import ModelName
 
-_READY_ONLY = Body(default=False, embed=True, description="only what is READY")
-_PARAMETERS = Body(default={}, embed=True, description="taken as the protocol has it; none is needed")
+_PARAMETERS: dict[str, Any] = {"parameters": {}}
 
 
 def admin_router(predictor: Predictor) -> APIRouter:
@@ -21,17 +23,26 @@ def admin_router(predictor: Predictor) -> APIRouter:
     engine = predictor.engine
     repository = "Model repository"
 
-    @router.post("/v2/repository/index", tags=[repository], summary="All models and versions", responses=_ok(INDEX))
-    async def index(*, ready: bool = _READY_ONLY) -> list[dict[str, str]]:
-        return [_index(status) for status in engine.all_statuses() if not ready or status.state is State.READY]
+    @router.post(
+        "/v2/repository/index",
+        tags=[repository],
+        summary="All models and versions",
+        responses=_ok(INDEX, 400),
+        openapi_extra=_body({"ready": True}),
+    )
+    async def index(request: Request) -> list[dict[str, str]]:
+        is_ready_only = _flag(await _json(request), "ready")
+        return [_index(each) for each in engine.all_statuses() if not is_ready_only or each.state is State.READY]
 
     @router.post(
         "/v2/repository/models/{model}/load",
         tags=[repository],
         summary="Load a model, or what has changed of it",
-        responses=error_responses(400, 404, 503),
+        responses=_ok({}, 400, 404, 503),
+        openapi_extra=_body(_PARAMETERS),
     )
-    async def load(model: str = Path(), parameters: dict[str, Any] = _PARAMETERS) -> dict[str, Any]:  # noqa: ARG001
+    async def load(request: Request, model: str = ModelName) -> dict[str, Any]:
+        await _json(request)
         await engine.load(model)
         return {}
 
@@ -39,9 +50,11 @@ def admin_router(predictor: Predictor) -> APIRouter:
         "/v2/repository/models/{model}/unload",
         tags=[repository],
         summary="Drain a model and let it go",
-        responses=error_responses(404, 503),
+        responses=_ok({}, 400, 404, 503),
+        openapi_extra=_body(_PARAMETERS),
     )
-    async def unload(model: str = Path(), parameters: dict[str, Any] = _PARAMETERS) -> dict[str, Any]:  # noqa: ARG001
+    async def unload(request: Request, model: str = ModelName) -> dict[str, Any]:
+        await _json(request)
         await engine.unload(model)
         return {}
 
@@ -52,8 +65,32 @@ def admin_router(predictor: Predictor) -> APIRouter:
     return router
 
 
-def _ok(example: Any) -> dict[int | str, dict[str, Any]]:
-    return {200: {"content": {"application/json": {"example": example}}}}
+async def _json(request: Request) -> dict[str, Any]:
+    """The body as an object; an empty one is ``{}``, whatever its type is said to be."""
+    body = await request.body()
+    try:
+        value = orjson.loads(body) if body.strip() else {}
+    except orjson.JSONDecodeError as error:
+        raise InvalidArgument(f"JSON Parse error: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"a JSON object expected, got {body[:60].decode(errors='replace')}")
+    return value
+
+
+def _flag(value: dict[str, Any], name: str) -> bool:
+    flag = value.get(name, False)
+    if not isinstance(flag, bool):
+        raise InvalidArgument(f"{name!r}: true or false expected, got {orjson.dumps(flag)[:60].decode()}")
+    return flag
+
+
+def _body(example: Any) -> dict[str, Any]:
+    """The OpenAPI of an optional body."""
+    return {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}, "example": example}}}}
+
+
+def _ok(example: Any, *errors: int) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {"application/json": {"example": example}}}, **error_responses(*errors)}
 
 
 def _index(status: VersionStatus) -> dict[str, str]:

@@ -63,6 +63,7 @@ def _parameter(name: str, where: str, example: Any, text: str) -> dict[str, Any]
 
 _MODEL = _parameter("model", "path", "digits", "name of the model")
 _VERSION = _parameter("version", "path", 1, "version of the model")
+_LABEL = _parameter("label", "path", "stable", "label of a version")
 _TIMEOUT = _parameter("Kiln-Timeout-Ms", "header", 1000, "deadline of this request in milliseconds")
 _LENGTH = _parameter(
     "Inference-Header-Content-Length", "header", 180, "bytes of JSON before the binary tensors; without it all is JSON"
@@ -241,6 +242,13 @@ _INFER = {
 
 def _paths() -> dict[str, Any]:
     paths: dict[str, Any] = {"/v1/models": {"get": _LIST}}
+    paths |= {
+        "/v1/models/{model}/labels/{label}": {"get": {**_STATUS, "parameters": [_MODEL, _LABEL]}},
+        "/v1/models/{model}/labels/{label}/metadata": {"get": {**_METADATA, "parameters": [_MODEL, _LABEL]}},
+        "/v1/models/{model}/labels/{label}:predict": {
+            "post": {**_PREDICT, "parameters": [_MODEL, _LABEL, _TIMEOUT]}
+        },
+    }
     for suffix, parameters in (("", [_MODEL]), ("/versions/{version}", [_MODEL, _VERSION])):
         tfserving, oip = f"/v1/models/{{model}}{suffix}", f"/v2/models/{{model}}{suffix}"
         paths[tfserving] = {"get": {**_STATUS, "parameters": parameters}}

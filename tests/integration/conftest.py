@@ -12,6 +12,7 @@ from service.batching.queue import Limits
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
+from service.registry.config import ModelConfigs
 from service.registry.registry import Registry
 from service.registry.repository import Kind, Repository, Source
 from service.registry.version import RegistryOptions
@@ -38,7 +39,12 @@ class Kiln:
 
 
 async def start_kiln(
-    models: dict[str, FakeModel], limits: Limits | None = None, *, split_oversize: bool = True
+    models: dict[str, FakeModel],
+    limits: Limits | None = None,
+    *,
+    split_oversize: bool = True,
+    explicit: bool = False,
+    configs: ModelConfigs | None = None,
 ) -> Kiln:
     """Serve `models`, each as version 1; the gRPC server listens on a free port of 127.0.0.1."""
     limits = limits or Limits(8, 64, 1 << 20)
@@ -48,9 +54,10 @@ async def start_kiln(
         load=lambda path, config: models[path.name],
         limits=limits,
         split_oversize=split_oversize,
+        explicit=explicit,
     )
     sources = tuple(Source(name, 1, Kind.KERAS, Path(name)) for name in sorted(models))
-    registry = Registry(Repository(sources), options, metrics)
+    registry = Registry(Repository(sources), options, metrics, configs=configs)
     health = Health(registry.can_serve)
     predictor = Predictor(registry, metrics)
     rpc = RpcServer(

@@ -21,13 +21,18 @@ PATHS = {
     "/monitoring/prometheus/metrics",
     *(
         f"{model}{version}{verb}"
-        for version in ("", "/versions/{version}")
+        for version in ("", "/versions/{version}", "/labels/{label}")
         for model, verbs in {
             "/v1/models/{model}": ("", "/metadata", ":predict"),
             "/v2/models/{model}": ("", "/ready", "/infer"),
         }.items()
         for verb in verbs
+        if model.startswith("/v1") or version != "/labels/{label}"
     ),
+    "/v2/repository/index",
+    "/v2/repository/models/{model}/load",
+    "/v2/repository/models/{model}/unload",
+    "/status",
 }
 """README's table of dialects."""
 
@@ -58,7 +63,7 @@ async def test_every_operation_has_examples_and_a_group(document: dict[str, Any]
         assert bool(bodies) == name.startswith("post"), name
         for body in (*operation["responses"].values(), *bodies):
             content = body["content"].get("application/json")
-            assert content is None or content.get("example") or content.get("examples"), name
+            assert content is None or "example" in content or content.get("examples"), name
         for parameter in operation.get("parameters", []):
             schema = parameter["schema"]
             assert parameter.get("example") or schema.get("examples") or parameter.get("examples"), (name, parameter)
@@ -69,7 +74,7 @@ async def test_path_parameters_are_those_of_the_path(document: dict[str, Any]):
     """None is missing, and none is asked for as a query."""
     for name, operation in operations(document).items():
         declared = [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"]
-        assert sorted(declared) == [part for part in ("model", "version") if f"{{{part}}}" in name], name
+        assert sorted(declared) == [part for part in ("label", "model", "version") if f"{{{part}}}" in name], name
         assert not [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "query"], name
 
 

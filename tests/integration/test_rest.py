@@ -128,7 +128,7 @@ async def test_server_metadata(client: Client):
     assert response.json == {
         "name": "kiln",
         "version": __version__,
-        "extensions": ["binary_tensor_data", "parameters"],
+        "extensions": ["binary_tensor_data", "model_repository", "parameters"],
     }
 
 

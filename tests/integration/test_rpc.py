@@ -43,7 +43,7 @@ async def test_liveness_and_server_metadata(caller: Caller):
     assert (await caller.ask(f"{OIP}/ServerLive", b"", oip.ServerLiveResponse)).live
     metadata = await caller.ask(f"{OIP}/ServerMetadata", b"", oip.ServerMetadataResponse)
     assert (metadata.name, metadata.version) == ("kiln", __version__)
-    assert list(metadata.extensions) == ["binary_tensor_data", "parameters"]
+    assert list(metadata.extensions) == ["binary_tensor_data", "model_repository", "parameters"]
 
 
 @pytest.mark.parametrize(("phase", "ready"), [("ready", True), ("loading", False), ("draining", False)])
@@ -161,7 +161,7 @@ async def test_model_status(caller: Caller):
         (f"{PREDICTION}/Classify", b"", StatusCode.UNIMPLEMENTED, "Classify is not answered yet: use Predict"),
         (f"{PREDICTION}/Regress", b"", StatusCode.UNIMPLEMENTED, "Regress is not answered yet: use Predict"),
         (f"{PREDICTION}/MultiInference", b"", StatusCode.UNIMPLEMENTED, "MultiInference is not answered yet: use"),
-        (f"{MODEL}/HandleReloadConfigRequest", b"", StatusCode.UNIMPLEMENTED, "HandleReloadConfigRequest is not"),
+        (f"{MODEL}/HandleReloadConfigRequest", b"", StatusCode.INVALID_ARGUMENT, "config: a model_config_list expected"),
         (f"{OIP}/Nothing", b"", StatusCode.UNIMPLEMENTED, "Method not found"),
         (f"{OIP}/ModelStreamInfer", b"", StatusCode.UNIMPLEMENTED, "Method not found"),
     ],
@@ -256,7 +256,7 @@ async def test_a_caller_who_cancels(kiln: Kiln, caller: Caller, method: str, req
         await queued(kiln, 1)
         call.cancel()
         async with asyncio.timeout(30.0):
-            while not counted():  # noqa: ASYNC110 - the server has no event for it
+            while not counted():
                 await asyncio.sleep(0)
     await caller.start(method, request_)
     assert [len(batch["x"]) for batch in kiln.model.batches] == [1, 1]
