@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,10 +34,13 @@ class Meter:
     """What memory grows by from here on: the machine's, and that of each other device in `devices`.
 
     The machine's is told by this process as a whole, so that whatever else it begins meanwhile
-    counts too, and what it had freed before and takes again does not.
+    counts too, and what it had freed before but not given back, and takes again, does not: each
+    replica on the CPU counts `least_bytes` at least.
     """
 
-    def __init__(self, devices: Sequence[str]) -> None:
+    def __init__(self, devices: Sequence[str], least_bytes: int = 0) -> None:
+        release_memory()
+        self._least_bytes = least_bytes * [memory_of(device) for device in devices].count("CPU")
         self._devices = sorted({memory_of(device) for device in devices} - {"CPU"})
         self._before = {device: _begin_on(device) for device in self._devices}
         with contextlib.suppress(OSError):  # without leave to do so, a peak before counts too
@@ -44,10 +48,12 @@ class Meter:
         self._resident, self._peak = resident_bytes()
 
     def read(self) -> dict[str, MemoryUse]:
-        """Growth since then, by memory: ``CPU``, ``GPU:0``."""
+        """Growth since then, by memory: ``CPU``, ``GPU:0``; what was needed for a while only is given back."""
+        release_memory()
         resident, peak = resident_bytes()
-        peak = peak if peak > self._peak else resident
-        use = {"CPU": _growth(self._resident, resident, peak)}
+        grown = _growth(self._resident, resident, peak if peak > self._peak else resident)
+        least = self._least_bytes
+        use = {"CPU": MemoryUse(max(grown.kept_bytes, least), max(grown.peak_bytes, least))}
         for device in self._devices:
             now = _memory_info(device)
             use[device] = _growth(self._before[device], now["current"], now["peak"])
@@ -63,6 +69,12 @@ def resident_bytes() -> tuple[int, int]:
     fields = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "VmHWM")))
     resident, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
     return resident, peak
+
+
+def stored_bytes(path: Path) -> int:
+    """Size on disk of a SavedModel's graph, with its constants, and variables."""
+    files = (path / "saved_model.pb", *(path / "variables").glob("variables.*"))
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def limit_bytes(memory: str, configured: int | None) -> int:
@@ -83,8 +95,11 @@ def limit_bytes(memory: str, configured: int | None) -> int:
 
 def machine_bytes(root: Path = Path("/")) -> int:
     """Memory of the machine, or the limit of this process's control group where that is less."""
-    lines = (root / "proc/meminfo").read_text().splitlines()
-    total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
+    except OSError:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([total, *_group_limits(root)])
 
 

@@ -14,7 +14,7 @@ from service.batching.queue import Lane
 from service.errors import ModelLoadError
 from service.runtime.base import Plan, bucket_for, buckets_up_to
 from service.runtime.devices import devices_for
-from service.runtime.memory import MemoryUse, Meter, release_memory
+from service.runtime.memory import MemoryUse, Meter, release_memory, stored_bytes
 from service.runtime.openvino import OpenVinoPlan
 from service.runtime.planner import Candidate, Choice, choose
 from service.runtime.savedmodel import SavedModel
@@ -75,12 +75,12 @@ class LoadedModel:
             raise ModelLoadError(f"a stateful model has one copy, but device {options.device!r} is {self.device}")
         self.memory: dict[str, MemoryUse] = {}
         """What it takes of each memory (``CPU``, ``GPU:0``); known after `warm_up`."""
-        self._meter = Meter(self.devices)
+        self._meter = Meter(self.devices, stored_bytes(path))
         self._replicas: list[Replica] = []
         try:
             for device in self.devices:
                 self._replicas.append(Replica(SavedModel(path, device, allow_operations=options.allow_operations)))
-        except ModelLoadError:
+        except Exception:
             self.close()
             raise
         saved_model = self._replicas[0].saved_model
@@ -124,7 +124,6 @@ class LoadedModel:
                     self._options.plan_budget_s,
                     sample=samples.get(name),
                 )
-        release_memory()  # what only the warm-up needed
         self.memory = self._meter.read()
         return first.choices
 

@@ -117,3 +117,28 @@ async def test_a_loop_that_is_open_and_refuses_is_a_fault(monkeypatch: pytest.Mo
 async def test_a_runner_is_a_daemon(runner: ThreadRunner):
     """A job that hangs does not keep the process from ending."""
     assert runner._threads[0].daemon
+
+
+async def test_a_runner_with_several_threads_runs_as_many_jobs_at_once():
+    """With two threads two jobs run beside each other, a third waits; both threads end after `close`."""
+    runner = ThreadRunner("kiln-test", asyncio.get_running_loop(), parallel=2)
+    assert runner.parallel == 2
+    both_run = threading.Barrier(3)
+    may_end = threading.Event()
+
+    def job() -> str:
+        both_run.wait(10)
+        assert may_end.wait(10)
+        return threading.current_thread().name
+
+    answers = [asyncio.ensure_future(result_of(runner, job)) for _ in range(2)]
+    third = asyncio.ensure_future(result_of(runner, may_end.is_set))
+    await asyncio.to_thread(both_run.wait, 10)
+    assert not third.done()
+    may_end.set()
+    assert sorted(await asyncio.gather(*answers)) == ["kiln-test-0", "kiln-test-1"]
+    assert await third
+    runner.close()
+    for thread in runner._threads:
+        await asyncio.to_thread(thread.join, 10)
+        assert not thread.is_alive()
