@@ -259,19 +259,28 @@ def _load(path: Path, custom: Mapping[str, Any]) -> Any:
 
     try:
         model = keras.saving.load_model(path, custom_objects=dict(custom), compile=False, safe_mode=True)
+        is_complete = getattr(model, "built", False) and _has_inputs(model)
     except Exception as error:
         raise ModelLoadError(f"Keras cannot load it: {type(error).__name__}: {_first_line(error)}") from error
-    if not getattr(model, "built", False) or not _has_inputs(model):
+    if not is_complete:
         raise ModelLoadError("the model has no input shape: call or build it once before saving it")
     return model
 
 
 def _has_inputs(model: Any) -> bool:
-    """Whether Keras knows what to export it for: a subclass of Model has been built for some shape."""
+    """Whether Keras knows what to export it for.
+
+    A subclass of Model is exported for the shape that it was called with, which loading does not do.
+    """
     if getattr(model, "inputs", None):
         return True
-    build_config = getattr(model, "get_build_config", None)
-    return bool(build_config and build_config())
+    shape = (getattr(model, "get_build_config", dict)() or {}).get("input_shape")
+    if not isinstance(shape, list | tuple) or not all(size is None or isinstance(size, int) for size in shape):
+        return False
+    import keras
+
+    model(keras.Input(batch_shape=(None, *shape[1:]), dtype=model.input_dtype))
+    return True
 
 
 def _export(model: Any, target: Path) -> None:
