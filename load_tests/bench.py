@@ -72,7 +72,7 @@ def main() -> int:
     rows = [_median(cells) for cells in zip(*rounds, strict=True)]
     print(_table(rows, bare))
     if options.out:
-        report = {"machine": _machine(), "bare": bare, "rounds": [[asdict(r) for r in cells] for cells in rounds]}
+        report = {"machine": machine(), "bare": bare, "rounds": [[asdict(r) for r in cells] for cells in rounds]}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
     return int(any(row.errors for row in rows))
@@ -143,17 +143,17 @@ class _Target:
 
 def _round(work: Path, cases: list[tuple[str, int]], bare: dict[str, dict[str, object]], seconds: float) -> list[Row]:
     rows = []
-    ports = _free_port(), _free_port()
-    with _process("-m", "load_tests.echo", *map(str, ports)) as process:
-        _wait_for(f"http://127.0.0.1:{ports[0]}/")
+    ports = free_port(), free_port()
+    with server_process("-m", "load_tests.echo", *map(str, ports)) as process:
+        wait_for(f"http://127.0.0.1:{ports[0]}/")
         echo = _Target(process, ports, has_metrics=False)
         for connections in dict.fromkeys(connections for _, connections in cases):
             rows += [echo.measure("echo", "dense", connections, way, seconds)[0] for way in PATHS]
-    ports = _free_port(), _free_port()
+    ports = free_port(), free_port()
     command = ["-m", "service", "serve", str(work / "models"), "--rest-port", str(ports[0])]
     command += ["--grpc-port", str(ports[1]), "--cache-dir", str(work / "cache"), "--host", "127.0.0.1"]
-    with _process(*command) as process:
-        _wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready")
+    with server_process(*command) as process:
+        wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready")
         server = _Target(process, ports)
         for model, connections in cases:
             measured = [server.measure(model, model, connections, way, seconds) for way in PATHS]
@@ -180,7 +180,8 @@ def _python(*arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def _process(*arguments: str) -> Iterator[psutil.Process]:
+def server_process(*arguments: str) -> Iterator[psutil.Process]:
+    """Python with `arguments`, ended by SIGTERM."""
     process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL)
     try:
         yield psutil.Process(process.pid)
@@ -192,7 +193,8 @@ def _process(*arguments: str) -> Iterator[psutil.Process]:
             process.kill()
 
 
-def _wait_for(url: str, timeout_s: float = 180.0) -> None:
+def wait_for(url: str, timeout_s: float = 180.0) -> None:
+    """Until `url` answers; `SystemExit` if it does not in time."""
     stop = time.monotonic() + timeout_s
     while time.monotonic() < stop:
         with contextlib.suppress(OSError, urllib.error.HTTPError), urllib.request.urlopen(url, timeout=2):
@@ -206,7 +208,8 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on just now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -233,10 +236,11 @@ def _table(rows: list[Row], bare: dict[str, dict[str, object]]) -> str:
         f"Bare `{model}`: {float(str(b['rows_per_s'])):,.0f} rows/s at {b['best_bucket_rows']} rows ({b['plan']})."
         for model, b in bare.items()
     ]
-    return "\n".join([*lines, "", _machine()])
+    return "\n".join([*lines, "", machine()])
 
 
-def _machine() -> str:
+def machine() -> str:
+    """One line: processor, cores and the versions that matter."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
