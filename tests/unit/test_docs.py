@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from annotated_types import Ge, Gt, Le
 from prometheus_client.metrics_core import Metric
 
 from service.cli import main
 from service.errors import Code
 from service.metrics import Metrics
+from service.registry.config import ModelConfig, parse_configs
 from service.rest.codes import HTTP_STATUS
 from service.rpc.codes import GRPC_STATUS
 from service.settings import ENV_PREFIX, Settings
@@ -64,6 +66,28 @@ def _setting_row(name: str, field: Any) -> str:
 def test_the_settings_table_is_that_of_the_code():
     """Every setting has its row: flag, environment variable, default, unit, range and meaning."""
     assert table("settings") == [_setting_row(name, field) for name, field in Settings.model_fields.items()]
+
+
+def model_config_row(name: str, field: Any) -> str:
+    default = field.default
+    text = {"versions": "`{latest: 1}`", "labels": "none", "split": "none"}.get(name)
+    if text is None:
+        text = "none" if default in (None, frozenset()) else f"`{str(default).lower()}`"
+    return f"| `{name}` | {text} | {field.description} |"
+
+
+def test_the_model_config_table_is_that_of_the_code():
+    """Every field of a model's config has its row: name, default and meaning."""
+    assert table("model config") == [model_config_row(name, field) for name, field in ModelConfig.model_fields.items()]
+
+
+def test_the_model_config_example_is_valid():
+    """The YAML in the README is taken as it stands."""
+    example = re.search(r"```yaml\n(models:.*?)```", README, re.DOTALL)
+    assert example
+    configs = parse_configs(yaml.safe_load(example[1]), "README.md")
+    assert configs["digits"].labels == {"stable": 1, "canary": 2}
+    assert configs["speech"].path == "s3://bucket/speech"
 
 
 def _labels(metrics: Metrics, family: Metric) -> str:
