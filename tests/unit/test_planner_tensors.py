@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from service.errors import InvalidArgument
 from service.runtime.planner import choose, disagreement
 from service.tensors import DataType, Signature, Tensors, TensorSpec
 
@@ -133,3 +134,36 @@ def test_outputs_agree_within_the_tolerance(expected: Tensors, got: Tensors) -> 
 def test_a_disagreement_is_told(expected: Tensors, got: Tensors, text: str) -> None:
     """The first output that differs is named, with the largest difference where that is a number."""
     assert disagreement(expected, got) == text
+
+
+@pytest.mark.usefixtures("one_run")
+@pytest.mark.parametrize(
+    ("shape", "sample", "drawn"),
+    [
+        ((None,), [5, 6, 7], [[5], [5, 6], [5, 6, 7, 5, 6]]),
+        ((2,), [5, 6], [[5, 6]] * 3),
+    ],
+)
+def test_a_sample_takes_the_place_of_what_is_drawn(shape: tuple[int | None], sample: list[int], drawn: Any) -> None:
+    """Its rows are cut or repeated to each bucket; without rows it is taken as it is."""
+    plan = Recorder()
+    spec = TensorSpec("x", DataType.INT32, shape)
+    choose(Signature("s", (spec,), (spec,)), plan, [], (1, 2, 5), 1.0, sample={"x": np.array(sample, np.int32)})
+    assert [batch["x"].tolist() for batch in plan.batches[:3]] == drawn
+
+
+@pytest.mark.usefixtures("one_run")
+def test_a_sample_that_is_refused_is_done_without() -> None:
+    """A model that does not take the sample's rows as often as a bucket needs is given random ones."""
+
+    class Picky(Recorder):
+        def run(self, inputs: Tensors) -> Tensors:
+            if inputs["x"].max() > 1:
+                raise InvalidArgument("too large")
+            return super().run(inputs)
+
+    plan = Picky()
+    spec = TensorSpec("x", DataType.INT32, (None,))
+    choice = choose(Signature("s", (spec,), (spec,)), plan, [], (2,), 1.0, sample={"x": np.array([9], np.int32)})
+    assert choice.costs[2].seconds < 60
+    assert plan.batches[0]["x"].shape == (2,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -128,8 +130,9 @@ def test_integers_are_narrowed_only_if_they_fit(given: np.ndarray, dtype: DataTy
     ],
 )
 def test_a_signature_is_batched_where_every_tensor_has_open_rows(sides: Signature, batched: bool):
-    """Rows of several callers may be fused only if dimension 0 is open in each input and output."""
+    """Rows of several callers may be fused only if dimension 0 is open in each tensor, and no run leaves a trace."""
     assert sides.batched is batched
+    assert not replace(sides, stateful=True).batched
 
 
 @pytest.mark.parametrize(
