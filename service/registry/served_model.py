@@ -71,6 +71,7 @@ class ServedModel:
         self._is_reconciling = asyncio.Lock()
         self._has_served = False
         self._is_awake = False
+        self._is_waking = False
         self._arrived = asyncio.Event()
         """Set and replaced whenever a version becomes READY or FAILED."""
 
@@ -185,7 +186,8 @@ class ServedModel:
         if version is not None or label is not None:
             return False
         is_awaited = self._has_served or self.config.on_demand
-        return is_awaited and self._is_reconciling.locked() and self._missing()
+        is_moving = self._is_waking or self._is_reconciling.locked()
+        return is_awaited and is_moving and self._missing()
 
     @property
     def is_asleep(self) -> bool:
@@ -193,9 +195,11 @@ class ServedModel:
         return self.config.on_demand and self.is_enabled and not self._is_awake and bool(self.sources)
 
     def wake(self) -> bool:
-        """Have `reconcile` load what was left until now; whether there was anything."""
-        was_asleep, self._is_awake = self.is_asleep, True
-        return was_asleep
+        """Whether there is something that the next `reconcile` has to load, which it was left until now."""
+        if not self.is_asleep:
+            return False
+        self._is_awake = self._is_waking = True
+        return True
 
     async def evict(self) -> None:
         """Let all versions go until the model is asked for again; not while it is changing anyway."""
@@ -232,6 +236,7 @@ class ServedModel:
     async def reconcile(self) -> None:
         """Bring in what is wanted and let go what is not, one step after another."""
         async with self._is_reconciling:
+            self._is_waking = False
             self._forget_due_failures()
             while (action := next_action(self.wanted(), self._states(), self.config.transition)) is not None:
                 if isinstance(action, Load):
