@@ -274,7 +274,8 @@ def _has_inputs(model: Any) -> bool:
     """
     if getattr(model, "inputs", None):
         return True
-    shape = (getattr(model, "get_build_config", dict)() or {}).get("input_shape")
+    config: dict[str, Any] | None = getattr(model, "get_build_config", dict)()
+    shape = config.get("input_shape") if config else None
     if not isinstance(shape, list | tuple) or not all(size is None or isinstance(size, int) for size in shape):
         return False
     import keras

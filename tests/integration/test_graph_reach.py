@@ -90,6 +90,12 @@ def save_as_a_signature(meta: Any) -> None:
     serve(meta, meta.saver_def.save_tensor_name)
 
 
+def save_as_a_part_of_a_signature(meta: Any) -> None:
+    """A composite tensor has parts, which may be composite again."""
+    parts = meta.signature_def["serving_default"].outputs["more"].composite_tensor
+    parts.components.add().composite_tensor.components.add().name = meta.saver_def.save_tensor_name
+
+
 def save_at_start(meta: Any) -> None:
     node(meta, "NoOp").input.append("^" + meta.saver_def.save_tensor_name.partition(":")[0])
 
@@ -125,6 +131,7 @@ def save_under_its_own_name(meta: Any) -> None:
 
 SAVING: list[Callable[[Any], None]] = [
     save_as_a_signature,
+    save_as_a_part_of_a_signature,
     save_at_start,
     save_while_restoring,
     save_in_place_of_another,

@@ -38,7 +38,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def thirteens(x: Any) -> Any:
         return {"y": tf.reduce_sum(tf.reshape(x, (tf.shape(x)[0], -1, 13)), -1)}
 
-    signatures = {
+    signatures: dict[str, Any] = {
         "serving_default": (under_ten, {"x": (tf.float32, (None, 3))}),
         "thirteens": (thirteens, {"x": (tf.float32, (None, None))}),
         "words": (lambda x: {"y": tf.strings.length(x)}, {"x": (tf.string, (None,))}),
