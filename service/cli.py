@@ -18,9 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a folder of models, or one model", add_help=False)
     status = commands.add_parser("status", help="tell what a server serves, as a table")
-    status.add_argument(
-        "--url", default="http://localhost:8501", help="its REST address (default: %(default)s)"
-    )
+    status.add_argument("--url", default="http://localhost:8501", help="its REST address (default: %(default)s)")
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] != ["serve"]:
         return _status(parser.parse_args(args).url)  # help and errors leave from within

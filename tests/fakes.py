@@ -51,6 +51,7 @@ class FakeModel:
 
     def __init__(self, signatures: Mapping[str, Signature] | None = None) -> None:
         self.memory: dict[str, MemoryUse] = {}
+        self.left_out: dict[str, str] = {}
         self.signatures: dict[str, Signature] = dict(signatures or {"serving_default": DOUBLE})
         self.batches: list[Tensors] = []
         self.poison: float | None = None

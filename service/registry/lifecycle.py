@@ -48,7 +48,8 @@ class VersionStatus:
     """What is told about a version: `reason` says why it failed, else it is empty.
 
     `since` is when it came into its state, in seconds since the epoch; `rows` is what it has
-    answered, `memory_bytes` what it holds on its device.
+    answered, `memory_bytes` what it holds on its device, `left_out` the signatures that cannot be
+    served, and why.
     """
 
     model: str
@@ -60,6 +61,7 @@ class VersionStatus:
     plans: str = field(default="", compare=False)
     memory_bytes: int = field(default=0, compare=False)
     rows: int = field(default=0, compare=False)
+    left_out: str = field(default="", compare=False)
 
 
 class Lifecycle:

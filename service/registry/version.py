@@ -35,6 +35,7 @@ class Model(BatchModel, Protocol):
     device: str
 
     memory: dict[str, MemoryUse]
+    left_out: dict[str, str]
 
     @property
     def parallel(self) -> int: ...
@@ -87,6 +88,7 @@ class Facts:
     device: str = ""
     plans: str = ""
     memory_bytes: int = 0
+    left_out: str = ""
     load_s: float = 0.0
 
 
@@ -121,6 +123,7 @@ class Version:
             plans=self.facts.plans,
             memory_bytes=self.facts.memory_bytes,
             rows=self.batcher.rows_served if self.batcher else 0,
+            left_out=self.facts.left_out,
         )
 
     @property
@@ -180,6 +183,7 @@ class Version:
             split_oversize=options.split_oversize,
         )
         self.facts.device = model.device
+        self.facts.left_out = "; ".join(model.left_out.values())
         self.facts.plans = ", ".join(sorted({n for c in choices.values() for n in c.names.values()})) or "none"
         metrics.loaded(name, number, self.facts.load_s)
         for signature, choice in choices.items():

@@ -114,4 +114,5 @@ def _status(status: VersionStatus) -> dict[str, Any]:
         "plans": status.plans,
         "memory_bytes": status.memory_bytes,
         "rows": status.rows,
+        "left_out": status.left_out,
     }

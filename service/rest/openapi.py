@@ -37,6 +37,7 @@ STATUS = [
         "plans": "openvino-1",
         "memory_bytes": 52428800,
         "rows": 1000000,
+        "left_out": "",
     }
 ]
 MODEL_READY = {"name": "digits", "ready": True}
@@ -245,9 +246,7 @@ def _paths() -> dict[str, Any]:
     paths |= {
         "/v1/models/{model}/labels/{label}": {"get": {**_STATUS, "parameters": [_MODEL, _LABEL]}},
         "/v1/models/{model}/labels/{label}/metadata": {"get": {**_METADATA, "parameters": [_MODEL, _LABEL]}},
-        "/v1/models/{model}/labels/{label}:predict": {
-            "post": {**_PREDICT, "parameters": [_MODEL, _LABEL, _TIMEOUT]}
-        },
+        "/v1/models/{model}/labels/{label}:predict": {"post": {**_PREDICT, "parameters": [_MODEL, _LABEL, _TIMEOUT]}},
     }
     for suffix, parameters in (("", [_MODEL]), ("/versions/{version}", [_MODEL, _VERSION])):
         tfserving, oip = f"/v1/models/{{model}}{suffix}", f"/v2/models/{{model}}{suffix}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -80,15 +81,20 @@ async def test_loading_is_refused_where_the_folder_decides(kiln: Kiln):
         assert "only with --model-control explicit" in answer.error
 
 
+def _named(request: Any, field: str) -> Any:
+    setattr(request, field, "double")
+    return request
+
+
 @pytest.mark.parametrize("field", ["model_name", "repository_name"])
 async def test_models_are_loaded_and_unloaded_over_grpc(explicit: Kiln, field: str):
     """The name is in field 2, or, from KServe's own clients, in field 1."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{explicit.grpc_port}") as channel:
         caller = Caller(channel)
-        await caller.start(f"{OIP}/RepositoryModelLoad", oip.RepositoryModelLoadRequest(**{field: "double"}))
+        await caller.start(f"{OIP}/RepositoryModelLoad", _named(oip.RepositoryModelLoadRequest(), field))
         answer = await caller.ask(f"{OIP}/RepositoryIndex", oip.RepositoryIndexRequest(), oip.RepositoryIndexResponse)
         assert [(m.name, m.version, m.state, m.reason) for m in answer.models] == [("double", "1", "READY", "")]
-        await caller.start(f"{OIP}/RepositoryModelUnload", oip.RepositoryModelUnloadRequest(**{field: "double"}))
+        await caller.start(f"{OIP}/RepositoryModelUnload", _named(oip.RepositoryModelUnloadRequest(), field))
         request = oip.RepositoryIndexRequest(ready=True)
         assert not (await caller.ask(f"{OIP}/RepositoryIndex", request, oip.RepositoryIndexResponse)).models
         code, text = await caller.refusal(
@@ -177,4 +183,5 @@ async def test_the_status_of_everything(kiln: Kiln):
         "plans": "none",
         "memory_bytes": 0,
         "rows": 2,
+        "left_out": "",
     }

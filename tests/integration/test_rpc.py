@@ -161,7 +161,7 @@ async def test_model_status(caller: Caller):
         (f"{PREDICTION}/Classify", b"", StatusCode.UNIMPLEMENTED, "Classify is not answered yet: use Predict"),
         (f"{PREDICTION}/Regress", b"", StatusCode.UNIMPLEMENTED, "Regress is not answered yet: use Predict"),
         (f"{PREDICTION}/MultiInference", b"", StatusCode.UNIMPLEMENTED, "MultiInference is not answered yet: use"),
-        (f"{MODEL}/HandleReloadConfigRequest", b"", StatusCode.INVALID_ARGUMENT, "config: a model_config_list expected"),
+        (f"{MODEL}/HandleReloadConfigRequest", b"", StatusCode.INVALID_ARGUMENT, "config: a model_config_list"),
         (f"{OIP}/Nothing", b"", StatusCode.UNIMPLEMENTED, "Method not found"),
         (f"{OIP}/ModelStreamInfer", b"", StatusCode.UNIMPLEMENTED, "Method not found"),
     ],
