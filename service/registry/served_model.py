@@ -29,12 +29,16 @@ _ON_DEMAND = "it is loaded at its next request"
 
 @dataclass(frozen=True)
 class Failure:
-    """A version that could not be loaded: it is tried again at `retry_at`, or when its files change."""
+    """A version that could not be loaded: it is tried again at `retry_at`, or when its files change.
 
-    fingerprint: str | None
+    With `is_due` that time has come.
+    """
+
+    fingerprint: str
     attempts: int
     retry_at: float
     status: VersionStatus
+    is_due: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,28 @@ class ServedModel:
             self._bench.metrics.forget_state(self.name, place)
 
     def statuses(self) -> list[VersionStatus]:
-        """Every version that is known, newest first; a version in use hides the failure of its replacement."""
+        """Every version that is known, newest first.
+
+        A version in use hides the failure of its replacement; one that failed shows that until it is
+        READY, however often it is tried.
+        """
         state, reason = (State.UNLOADED, _ON_DEMAND) if self.is_asleep else (State.NEW, "")
         known = {number: VersionStatus(self.name, number, state, reason) for number in self._chosen()}
         known |= {status.version: status for status in self.problems.values()}
         known |= {number: failure.status for number, failure in self._failures.items()}
         for version in self.versions:
-            if version.source.version not in self._ready or version.is_ready:
+            if self._is_shown(version):
                 known[version.source.version] = version.status
         return sorted(known.values(), key=lambda status: -status.version)
+
+    def _is_shown(self, version: Version) -> bool:
+        """Whether the state of its number is told by this version."""
+        number = version.source.version
+        if version.is_ready:
+            return True
+        failure = self._failures.get(number)
+        is_retry = failure is not None and failure.fingerprint == version.source.fingerprint
+        return number not in self._ready and (not is_retry or version.lifecycle.state is State.FAILED)
 
     def failure_of(self, number: int) -> str:
         """Why the latest attempt to load a version failed; ``""`` if it did not."""
@@ -231,7 +248,7 @@ class ServedModel:
 
     def retry_now(self) -> None:
         """Let what failed be tried again without waiting."""
-        self._failures = {n: replace(f, fingerprint=None, attempts=0) for n, f in self._failures.items()}
+        self._failures = {n: replace(f, attempts=0, is_due=True) for n, f in self._failures.items()}
 
     async def reconcile(self) -> None:
         """Bring in what is wanted and let go what is not, one step after another."""
@@ -261,7 +278,7 @@ class ServedModel:
         for number, source in self.sources.items():
             ready = self._ready.get(number)
             failure = self._failures.get(number)
-            if failure is not None and failure.fingerprint == source.fingerprint:
+            if failure is not None and failure.fingerprint == source.fingerprint and not failure.is_due:
                 states[number] = State.READY if ready else State.FAILED
             elif ready is not None and ready.source.fingerprint != source.fingerprint:
                 states[number] = State.NEW
@@ -273,7 +290,8 @@ class ServedModel:
             source = self.sources.get(number)
             is_changed = source is not None and source.fingerprint != failure.fingerprint
             if is_changed or (failure.attempts <= _MAX_RETRIES and now >= failure.retry_at):
-                self._failures[number] = Failure(None, 0 if is_changed else failure.attempts, now, failure.status)
+                attempts = 0 if is_changed else failure.attempts
+                self._failures[number] = replace(failure, attempts=attempts, is_due=True)
 
     async def _load(self, source: Source) -> None:
         version = Version(source, self._on_change)
@@ -326,7 +344,7 @@ class ServedModel:
         self.labels = {label: number for label, number in self.labels.items() if number in self._ready}
         if state is State.READY:
             self._move_labels()
-        if number not in self._ready or version.is_ready:
+        if self._is_shown(version):
             self._bench.metrics.state_changed(version.status)
         if state in (State.READY, State.FAILED):
             arrived, self._arrived = self._arrived, asyncio.Event()

@@ -179,8 +179,30 @@ async def test_a_failed_version_is_tried_again_after_a_while(world: Make):
         model._bench = replace(model._bench, clock=lambda now=clock_now: now)  # type: ignore[misc]
         await w.follow()
     assert len(w.loads) == 6
+    assert w.metrics.registry.get_sample_value("kiln_model_failed", {"model": "m", "version": "1", "reason": "no room"})
     steps = [round(b - a) for a, b in itertools.pairwise(model_waits[:6])]
     assert steps == [60, 60, 60, 60, 60]  # the longest wait is a minute
+
+
+async def test_a_version_that_is_tried_again_shows_why_it_failed(world: Make):
+    """Its state does not flap between loading and failed; with other files it is shown as loading."""
+    w = world()
+    w.put("m/1", ModelLoadError("no room"))
+    await w.follow()
+    model = w.registry._models["m"]
+    model.retry_now()
+    seen: list[State] = []
+
+    def load(path: Path, config: ModelConfig) -> Any:
+        seen.append(w.states()[1])
+        raise ModelLoadError("still none")
+
+    object.__setattr__(w.options, "load", load)
+    await w.follow()
+    w.put("m/1", ModelLoadError("other"), "other files")
+    await w.follow()
+    assert seen == [State.FAILED, State.LOADING]
+    assert [s.reason for s in w.registry.statuses(ModelRef("m"))] == ["still none"]
 
 
 async def test_a_version_replaced_in_place_is_swapped(world: Make):
