@@ -67,8 +67,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _python("-m", "load_tests.bench_models", str(work / "models"))
-        bare = {model: _bare_plan(work, model) for model in dict.fromkeys(model for model, _ in chosen)}
-        rounds = [_round(work, chosen, bare, options.seconds) for _ in range(options.repeat)]
+        plans = {model: _BarePlan(work, model) for model in dict.fromkeys(model for model, _ in chosen)}
+        rounds = [_round(work, chosen, plans, options.seconds) for _ in range(options.repeat)]
+        bare = {model: plan.found for model, plan in plans.items()}
+        for plan in plans.values():
+            plan.close()
     rows = [_median(cells) for cells in zip(*rounds, strict=True)]
     print(_table(rows, bare))
     if options.out:
@@ -141,7 +144,7 @@ class _Target:
         return driver
 
 
-def _round(work: Path, cases: list[tuple[str, int]], bare: dict[str, dict[str, object]], seconds: float) -> list[Row]:
+def _round(work: Path, cases: list[tuple[str, int]], plans: dict[str, _BarePlan], seconds: float) -> list[Row]:
     rows = []
     ports = free_port(), free_port()
     with server_process("-m", "load_tests.echo", *map(str, ports)) as process:
@@ -156,10 +159,14 @@ def _round(work: Path, cases: list[tuple[str, int]], bare: dict[str, dict[str, o
         wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready")
         server = _Target(process, ports)
         for model, connections in cases:
-            measured = [server.measure(model, model, connections, way, seconds) for way in PATHS]
-            _check_agreement(model, [way.read(answer) for way, (_, answer) in zip(PATHS, measured, strict=True)])
-            best = float(str(bare[model]["rows_per_s"]))
-            rows += [replace(row, efficiency=row.requests_per_s / best) for row, _ in measured]
+            answers = []
+            rates = [plans[model].rows_per_s()]
+            for way in PATHS:
+                row, answer = server.measure(model, model, connections, way, seconds)
+                answers.append(way.read(answer))
+                rates.append(plans[model].rows_per_s())  # just before and just after: the machine's pace drifts
+                rows.append(replace(row, efficiency=row.requests_per_s / statistics.mean(rates[-2:])))
+            _check_agreement(model, answers)
     return rows
 
 
@@ -169,9 +176,38 @@ def _check_agreement(model: str, answers: list[Array]) -> None:
             raise SystemExit(f"{model}: the protocols disagree: {answers}")
 
 
-def _bare_plan(work: Path, model: str) -> dict[str, object]:
-    output = _python("-m", "load_tests.bare_plan", str(work / "models" / model), str(work / "cache"))
-    return dict(json.loads(output.strip().splitlines()[-1]))
+class _BarePlan:
+    """A process that runs a model's best plan without a server, when it is asked to."""
+
+    def __init__(self, work: Path, model: str) -> None:
+        command = ["-m", "load_tests.bare_plan", str(work / "models" / model), str(work / "cache")]
+        self._process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.found: dict[str, object] = json.loads(self._answer())
+
+    def rows_per_s(self) -> float:
+        """Measured now."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("the bare plan ended")
+        return line
 
 
 def _python(*arguments: str) -> str:

@@ -25,7 +25,7 @@ JSON = (b"content-type", b"application/json")
 TIMEOUT_HEADER = b"kiln-timeout-ms"
 _log = logging.getLogger("kiln.rest")
 _WATCH_AFTER_S = 0.05
-"""A caller is watched for leaving only once it has waited this long: most never wait so long."""
+"""A caller is watched for leaving only once it has waited at least so long: most never do."""
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
@@ -130,9 +130,10 @@ async def answer_error(send: Send, error: KilnError) -> None:
 
 def guarded(handle: Asgi) -> Asgi:
     """`handle`, with what it raises answered in the error shape, and given up if the caller leaves."""
+    watches = _Watches()
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        watch = _Watch(receive)
+        watch = _Watch(receive, watches)
         try:
             await handle(scope, watch.receive, send)
         except KilnError as error:
@@ -150,35 +151,65 @@ def guarded(handle: Asgi) -> Asgi:
     return guard
 
 
+class _Watches:
+    """The requests whose body has been read, looked at together: a timer for each would cost 8 µs.
+
+    A request that is still there after one to two times `_WATCH_AFTER_S` is watched from then on.
+    """
+
+    def __init__(self) -> None:
+        self._young: set[_Watch] = set()
+        self._old: set[_Watch] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, watch: _Watch) -> None:
+        self._young.add(watch)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._look)
+
+    def discard(self, watch: _Watch) -> None:
+        self._young.discard(watch)
+        self._old.discard(watch)
+
+    def _look(self) -> None:
+        for watch in self._old:
+            watch.begin()
+        self._old, self._young = self._young, set()
+        is_needed = bool(self._old)
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._look) if is_needed else None
+
+
 class _Watch:
     """Cancels the current task once its caller has disconnected.
 
-    Begins `_WATCH_AFTER_S` after the last of the body was read through `receive`: before that the
-    messages are the body's reader's, after it there is none but the disconnect.
+    Begins some time after the last of the body was read through `receive`: before that the messages
+    are the body's reader's, after it there is none but the disconnect.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    __slots__ = ("_receive", "_task", "_watcher", "_watches", "left")
+
+    def __init__(self, receive: Receive, watches: _Watches) -> None:
         self.left = False
         self._receive = receive
+        self._watches = watches
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     async def receive(self) -> MutableMapping[str, Any]:
         """The next message for the reader of the body."""
         message = await self._receive()
-        if not message.get("more_body") and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._begin)
+        if not message.get("more_body"):
+            self._watches.add(self)
         return message
 
+    def begin(self) -> None:
+        """Wait for the disconnect."""
+        self._watcher = asyncio.get_running_loop().create_task(self._wait())
+
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watches.discard(self)
         if self._watcher is not None:
             self._watcher.cancel()
-
-    def _begin(self) -> None:
-        self._watcher = asyncio.get_running_loop().create_task(self._wait())
 
     async def _wait(self) -> None:
         message = await self._receive()

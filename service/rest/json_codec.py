@@ -39,8 +39,8 @@ _BUFFER_DTYPES = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dt
 class Document:
     """A parsed JSON object; its values are simdjson's proxies or plain Python."""
 
-    def __init__(self, text: bytes, max_depth: int) -> None:
-        """Parse `text`, which must be an object.
+    def __init__(self, text: bytes, max_depth: int, *, is_header: bool = False) -> None:
+        """Parse `text`, which must be an object; plain Python is cheaper for a header of few values.
 
         Raises:
             InvalidArgument: it is not JSON, not an object, or nested deeper than `max_depth`.
@@ -48,7 +48,10 @@ class Document:
         self.text = text
         root: Any
         try:
-            root = simdjson.Parser().parse(text)
+            if is_header and text.count(b"[") + text.count(b"{") <= max_depth:
+                root = orjson.loads(text)
+            else:
+                root = simdjson.Parser().parse(text)
         except (ValueError, RuntimeError):  # RuntimeError: too deep, or an integer of over 64 bits
             root = _parse_leniently(text, max_depth)
         if not isinstance(root, simdjson.Object | dict):
@@ -194,6 +197,8 @@ def _buffer(value: simdjson.Array, spec: TensorSpec) -> Array | None:
 def _rectangular(value: simdjson.Array, shape: tuple[int, ...], text: bytes, most_lists: int | None) -> bool:
     """Whether every nested array at one level has the same length, and the innermost hold no arrays."""
     inner_arrays = math.prod(shape[:-1])
+    if inner_arrays == 1 and most_lists == len(shape):
+        return True  # one list at each level, so none to differ from
     if text and inner_arrays > 1 and inner_arrays * _PROXY_COST_BYTES > len(text):
         start, stop = text.find(b"["), text.rfind(b"]") + 1
         return text[start:stop].translate(None, _NUMBER_BYTES) == _skeleton(shape)

@@ -48,7 +48,7 @@ def decode_infer(
             f"header Inference-Header-Content-Length: {header_length} is not within the body of {len(body)} bytes"
         )
     text = body if header_length is None else body[:header_length]
-    document = Document(text, max_depth)
+    document = Document(text, max_depth, is_header=header_length is not None)
     wanted = _wanted(document)
     signature = choose_signature(signatures, wanted.signature_name)
     tensors = _list_of_objects(document.get("inputs"), "inputs")
