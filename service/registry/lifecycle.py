@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 
 from service.errors import Unavailable
@@ -62,6 +63,22 @@ class VersionStatus:
     memory_bytes: int = field(default=0, compare=False)
     rows: int = field(default=0, compare=False)
     left_out: str = field(default="", compare=False)
+
+    def told(self) -> dict[str, str | int]:
+        """All of it as names and values; the time as ISO 8601, in UTC."""
+        since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if self.since else ""
+        return {
+            "model": self.model,
+            "version": self.version,
+            "state": self.state.value,
+            "reason": self.reason,
+            "since": since,
+            "device": self.device,
+            "plans": self.plans,
+            "memory_bytes": self.memory_bytes,
+            "rows": self.rows,
+            "left_out": self.left_out,
+        }
 
 
 class Lifecycle:

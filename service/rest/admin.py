@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import orjson
@@ -60,7 +59,7 @@ def admin_router(predictor: Predictor) -> APIRouter:
 
     @router.get("/status", tags=["Operations"], summary="Every version, with all that is known", responses=_ok(STATUS))
     async def status() -> list[dict[str, Any]]:
-        return [_status(each) for each in engine.all_statuses()]
+        return [each.told() for each in engine.all_statuses()]
 
     return router
 
@@ -99,20 +98,4 @@ def _index(status: VersionStatus) -> dict[str, str]:
         "version": str(status.version),
         "state": INDEX_STATES[status.state],
         "reason": status.reason,
-    }
-
-
-def _status(status: VersionStatus) -> dict[str, Any]:
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(status.since)) if status.since else ""
-    return {
-        "model": status.model,
-        "version": status.version,
-        "state": status.state.value,
-        "reason": status.reason,
-        "since": since,
-        "device": status.device,
-        "plans": status.plans,
-        "memory_bytes": status.memory_bytes,
-        "rows": status.rows,
-        "left_out": status.left_out,
     }

@@ -43,7 +43,8 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool]) 
 
     async def model_metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         request = parse(pb.ModelMetadataRequest, data)
-        return encode_metadata(engine.describe(_ref(request.name, request.version)))
+        info = engine.describe(_ref(request.name, request.version))
+        return encode_metadata(info, engine.statuses(ModelRef(info.name, info.version))[0])
 
     async def index(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         request = parse(pb.RepositoryIndexRequest, data)

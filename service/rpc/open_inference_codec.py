@@ -150,12 +150,13 @@ def _fill(contents: pb.InferTensorContents, array: Array, dtype: DataType, name:
     getattr(contents, field).extend(values)
 
 
-def encode_metadata(info: ModelInfo) -> bytes:
-    """`ModelMetadataResponse` of a loaded model's default signature."""
+def encode_metadata(info: ModelInfo, status: VersionStatus) -> bytes:
+    """`ModelMetadataResponse` of a loaded model's default signature; the version's facts are its properties."""
     signature = choose_signature(info.signatures)
     response = pb.ModelMetadataResponse(
         name=info.name, versions=[str(version) for version in info.versions], platform=info.platform
     )
+    response.properties.update({name: str(value) for name, value in status.told().items() if value != ""})
     for spec in signature.inputs:
         response.inputs.add(name=spec.name, datatype=spec.dtype.value, shape=spec.wire_shape())
     for spec in signature.outputs:

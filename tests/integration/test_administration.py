@@ -185,3 +185,21 @@ async def test_the_status_of_everything(kiln: Kiln):
         "rows": 2,
         "left_out": "",
     }
+
+
+async def test_grpc_tells_the_status_with_the_metadata(kiln: Kiln):
+    """The same facts, as properties of the model's metadata."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{kiln.grpc_port}") as channel:
+        request = oip.ModelMetadataRequest(name="double")
+        metadata = await Caller(channel).ask(f"{OIP}/ModelMetadata", request, oip.ModelMetadataResponse)
+    properties = dict(metadata.properties)
+    assert properties.pop("since")[:2] == "20"
+    assert properties == {
+        "model": "double",
+        "version": "1",
+        "state": "READY",
+        "device": "CPU:0",
+        "plans": "none",
+        "memory_bytes": "0",
+        "rows": "0",
+    }

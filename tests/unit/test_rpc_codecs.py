@@ -371,7 +371,8 @@ def test_oip_outputs_come_in_the_order_asked_for():
 
 def test_oip_metadata_is_that_of_the_default_signature():
     """Versions are text, and -1 is any size."""
-    data = oip.encode_metadata(ModelInfo("m", 3, (2, 3), "keras", only(one())))
+    status = VersionStatus("m", 3, State.READY, rows=7)
+    data = oip.encode_metadata(ModelInfo("m", 3, (2, 3), "keras", only(one())), status)
     answer = oip_pb.ModelMetadataResponse.FromString(data)
     assert (answer.name, list(answer.versions), answer.platform) == ("m", ["2", "3"], "keras")
     (x,), (y,) = answer.inputs, answer.outputs
