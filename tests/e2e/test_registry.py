@@ -171,3 +171,32 @@ def test_an_empty_folder_is_followed(start: Start, tmp_path: Path, numbers: Path
     assert answer(server) == 1.0
     shutil.rmtree(models / "numbers")
     wait_for(lambda: server.get("/v2/health/ready")[0] == 503, "the model is gone")
+
+
+def test_shares_and_shadows(start: Start, models: Path, numbers: Path, tmp_path: Path):
+    """Both versions of a split answer, and the one on trial is compared and never seen."""
+    for number in ("2", "3"):
+        shutil.copytree(numbers / number, models / "numbers" / number)
+    config = tmp_path / "models.yaml"
+    config.write_text("models: {numbers: {versions: all, split: {1: 1, 2: 1}, shadow: {to: 3}}}")
+    server = start(models, *_FAST, "--models-config", config)
+    assert {answer(server) for _ in range(40)} == {1.0, 2.0}
+    differing = 'kiln_shadow_requests_total{model="numbers",outcome="differ",version="3"}'
+    server.wait(lambda: differing in server.request("GET", "/metrics")[1].decode(), "the trial is counted")
+    assert server.metric("kiln_shadow_requests_total") == 40
+
+
+def test_a_model_on_demand_and_one_that_does_not_fit(start: Start, models: Path, numbers: Path, tmp_path: Path):
+    """The first request loads the one and waits for it; the other is refused with the numbers."""
+    config = tmp_path / "models.yaml"
+    config.write_text("models: {numbers: {on_demand: true}}")
+    server = start(models, *_FAST, "--models-config", config)
+    (status,) = server.get("/status")[1]
+    assert (status["state"], status["reason"]) == ("UNLOADED", "it is loaded at its next request")
+    assert answer(server) == 1.0
+    (status,) = server.get("/status")[1]
+    assert status["state"] == "READY"
+    small = start(models, *_FAST, "--memory-budget-bytes", "1000", wait=False)
+    small.wait(lambda: small.get("/status")[1][0]["state"] == "FAILED", "it does not fit")
+    (status,) = small.get("/status")[1]
+    assert "of CPU memory, but 1000 bytes of the budget of 1000 bytes are free" in status["reason"]
