@@ -98,7 +98,7 @@ class Metrics:
         self._in_flight.set_function(lambda: self._requests_in_flight)
         self._states = _ModelStates()
         self.registry.register(self._states)
-        self._children: dict[tuple[str, int, str, Code | None], tuple[Counter, Histogram]] = {}
+        self._children: dict[tuple[str, int | None, str, Code | None], tuple[Counter, Histogram]] = {}
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
 
@@ -125,14 +125,14 @@ class Metrics:
         key = (request.model, request.version, request.protocol, code)
         pair = self._children.get(key)
         if pair is None:
-            labels = (request.model, str(request.version or ""), request.protocol)
+            labels = (request.model, "" if request.version is None else str(request.version), request.protocol)
             pair = (
                 self._requests.labels(*labels, code.value if code else "ok"),
                 self._latency.labels(*labels),
             )
             self._children[key] = pair
         pair[0].inc()
-        if request.version:
+        if request.version is not None:
             pair[1].observe(time.monotonic() - request.started)
 
     def version(self, model: str, version: int, queued_rows: Callable[[], int]) -> VersionMetrics:
@@ -203,7 +203,7 @@ class ObservedRequest:
         self._metrics = metrics
         self.model = model
         self.protocol = protocol
-        self.version = 0
+        self.version: int | None = None
         self.started = time.monotonic()
 
     def refused(self, code: Code) -> None:

@@ -23,6 +23,8 @@ Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
 TIMEOUT_HEADER = b"kiln-timeout-ms"
+_HEADERS = "kiln.headers"
+"""Where a request's scope keeps its headers by name, once one was asked for."""
 _log = logging.getLogger("kiln.rest")
 _WATCH_AFTER_S = 0.05
 """A caller is watched for leaving only once it has waited at least so long: most never do."""
@@ -30,10 +32,10 @@ _WATCH_AFTER_S = 0.05
 
 def header(scope: Scope, name: bytes) -> bytes | None:
     """The first header of that lower-case name."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value)
-    return None
+    known: dict[bytes, bytes] | None = scope.get(_HEADERS)
+    if known is None:
+        known = scope[_HEADERS] = dict(reversed(scope["headers"]))
+    return known.get(name)
 
 
 def deadline(scope: Scope, default_s: float) -> float:
