@@ -145,11 +145,16 @@ class Registry:
         await model.reconcile()
 
     async def stop(self, drain_s: float) -> bool:
-        """Finish what was accepted within `drain_s`, then unload everything; whether it was enough."""
+        """Finish what was accepted within `drain_s`, then unload everything.
+
+        Returns whether that was enough and nothing is being loaded: a thread may be in TensorFlow else.
+        """
         self.draining = True
+        is_loading = any(model.is_reconciling for model in self._models.values())
         for task in self._tasks:
             task.cancel()
-        return all(await asyncio.gather(*(model.stop(drain_s) for model in self._models.values())))
+        drained = await asyncio.gather(*(model.stop(drain_s) for model in self._models.values()))
+        return all(drained) and not is_loading
 
     # What the predictor asks
 

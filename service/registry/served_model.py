@@ -316,6 +316,8 @@ class ServedModel:
             _log.info("%s is tried again in %.0f s, or when its files change", version.label, wait_s)
         self._failures[number] = Failure(version.source.fingerprint, attempts, self._bench.clock() + wait_s, status)
         self.versions.remove(version)
+        if (ready := self._ready.get(number)) is not None:
+            self._bench.room.settle(self.name, number, ready.held_bytes)  # the one that it was to replace
 
     async def _unload(self, version: Version) -> None:
         with _thread(version) as loader:

@@ -101,7 +101,7 @@ class Version:
         self.model: Model | None = None
         self.batcher: Batcher | None = None
         self.facts = Facts()
-        self.rows_served = 0
+        self.held_bytes: dict[str, int] = {}
         self.last_used = time.monotonic()
         self._on_change = on_change
 
@@ -157,9 +157,9 @@ class Version:
             await self._fail(error, loader)
             room.release(self.source.model, self.source.version)
             return
-        held = {name: use.kept_bytes for name, use in model.memory.items()}
-        room.settle(self.source.model, self.source.version, held)
-        self.facts.memory_bytes = sum(held.values())
+        self.held_bytes = {name: use.kept_bytes for name, use in model.memory.items()}
+        room.settle(self.source.model, self.source.version, self.held_bytes)
+        self.facts.memory_bytes = sum(self.held_bytes.values())
         warm_up_s = time.monotonic() - warm_up_start
         self.facts.load_s = time.monotonic() - start
         self._publish(model, choices, options, metrics)

@@ -359,6 +359,31 @@ async def test_with_resource_transition_the_old_version_goes_first(world: Make):
     await following
 
 
+async def test_stopping_while_a_version_is_loaded_is_told(world: Make):
+    """What is ready is drained; a thread that still loads is not waited for, but told."""
+    w = world()
+    w.put("m/1")
+    await w.follow()
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    new = Tagged(200)
+    new.block()
+
+    def load(path: Path, config: ModelConfig) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        assert new.released.wait(10)
+        return new
+
+    object.__setattr__(w.options, "load", load)
+    w.put("m/2", new)
+    following = asyncio.create_task(w.follow())
+    await begun.wait()
+    assert not await w.registry.stop(5.0)
+    assert w.states()[1] is State.UNLOADED
+    new.unblock()
+    await asyncio.gather(following, return_exceptions=True)
+
+
 async def test_models_are_loaded_and_unloaded_by_request(world: Make):
     """With explicit control nothing is served until it is asked for; errors say why."""
     w = world(explicit=True)

@@ -105,6 +105,27 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(world: Make):
     assert w.value("kiln_memory_budget_bytes", device="CPU") == 100 * MB
 
 
+async def test_a_replacement_that_fails_leaves_the_books_as_they_were(world: Make):
+    """The version that goes on serving still counts with what it holds."""
+    ledger = Ledger(budget_mb=100)
+    w = world(ledger, {"a/1": 70})
+    await w.follow()
+    w.put("a/1", Cold(), "other files")
+    await w.follow()
+    assert w.value("kiln_model_memory_bytes", model="a", version="1", device="CPU") == 70 * MB
+    assert await predict(w, "a") == 2.0
+
+
+class Cold(Sized):
+    """Fails at warm-up."""
+
+    def __init__(self) -> None:
+        super().__init__(10)
+
+    def warm_up(self) -> Any:
+        raise ValueError("cold")
+
+
 async def test_a_model_on_demand_is_loaded_by_its_first_request(world: Make):
     """Not before; the request waits for it, and the status says that it is waited for."""
     ledger = Ledger(budget_mb=100)
