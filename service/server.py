@@ -253,7 +253,8 @@ def _watcher(settings: Settings) -> Watcher:
     return Watcher(
         lambda configs: look(settings.models, settings.name, configs, settings.cache_dir),
         config_file=settings.models_config,
-        poll_s=settings.poll_s if settings.model_control == "poll" else None,
+        poll_s=settings.poll_s,
+        follows_folder=settings.model_control == "poll",
         quiet_s=settings.poll_s,
         runner=ThreadRunner("kiln-watcher", asyncio.get_running_loop()),
     )

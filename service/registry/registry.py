@@ -60,7 +60,7 @@ class Registry:
 
     async def watch(self) -> None:
         """Follow changes of the folder and of the configs until cancelled."""
-        if self._watcher is not None:
+        if self._watcher is not None and not self._options.fixed:
             await self._watcher.run(self._look_again)
 
     async def _look_again(self, configs: ModelConfigs | None) -> None:
@@ -166,7 +166,7 @@ class Registry:
         if shadow is not None and ref.version is None and ref.label is None:
             other = self._models[ref.name].resolve(shadow.to)
             if other is not None and other is not version:
-                return ShadowedHandle(handle, other, shadow.share, self._metrics)
+                return ShadowedHandle(handle, other, shadow.share, self._metrics, self._keep)
         return handle
 
     def check(self, ref: ModelRef) -> None:

@@ -254,7 +254,7 @@ class ServedModel:
         """Bring in what is wanted and let go what is not, one step after another."""
         async with self._is_reconciling:
             self._is_waking = False
-            self._forget_due_failures()
+            self._mark_due_failures()
             while (action := next_action(self.wanted(), self._states(), self.config.transition)) is not None:
                 if isinstance(action, Load):
                     await self._load(self.sources[action.version])
@@ -284,7 +284,7 @@ class ServedModel:
                 states[number] = State.NEW
         return states
 
-    def _forget_due_failures(self) -> None:
+    def _mark_due_failures(self) -> None:
         now = self._bench.clock()
         for number, failure in list(self._failures.items()):
             source = self.sources.get(number)

@@ -12,13 +12,16 @@ from service.registry.version import Version, VersionHandle
 from service.runtime.planner import disagreement
 from service.tensors import Signature, Tensors
 
+Keep = Callable[[asyncio.Task[None]], None]
+
 
 class ShadowedHandle:
     """A `Handle` that sends a copy of a share of its requests to another version."""
 
-    __slots__ = ("_handle", "_metrics", "_other", "_share", "model", "signatures", "version")
+    __slots__ = ("_handle", "_keep", "_metrics", "_other", "_share", "model", "signatures", "version")
 
-    def __init__(self, handle: VersionHandle, other: Version, share: float, metrics: Metrics) -> None:
+    def __init__(self, handle: VersionHandle, other: Version, share: float, metrics: Metrics, keep: Keep) -> None:
+        """`keep` holds the task that asks `other` until it ends."""
         self.model = handle.model
         self.version = handle.version
         self.signatures: Mapping[str, Signature] = handle.signatures
@@ -26,6 +29,7 @@ class ShadowedHandle:
         self._other = other
         self._share = share
         self._metrics = metrics
+        self._keep = keep
 
     def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
         """The other version is asked only once there is an answer to compare with."""
@@ -38,17 +42,12 @@ class ShadowedHandle:
         outputs = await answer
         if self._other.is_ready:
             told = self._metrics.shadow(self.model, self._other.source.version)
-            trial = asyncio.create_task(_try(VersionHandle(self._other), signature, inputs, outputs, told))
-            _TRIALS.add(trial)
-            trial.add_done_callback(_TRIALS.discard)
+            trial = VersionHandle(self._other)
+            self._keep(asyncio.create_task(_try(trial, signature, inputs, outputs, told)))
         return outputs
 
     def release(self) -> None:
         self._handle.release()
-
-
-_TRIALS: set[asyncio.Task[None]] = set()
-"""Held, for the event loop holds tasks only weakly."""
 
 
 async def _try(

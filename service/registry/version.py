@@ -33,7 +33,6 @@ class Model(BatchModel, Protocol):
 
     signatures: dict[str, Signature]
     device: str
-
     memory: dict[str, MemoryUse]
     left_out: dict[str, str]
 
@@ -87,7 +86,6 @@ class Facts:
     since: float = field(default_factory=time.time)
     device: str = ""
     plans: str = ""
-    memory_bytes: int = 0
     left_out: str = ""
     load_s: float = 0.0
 
@@ -121,7 +119,7 @@ class Version:
             since=self.facts.since,
             device=self.facts.device,
             plans=self.facts.plans,
-            memory_bytes=self.facts.memory_bytes,
+            memory_bytes=sum(self.held_bytes.values()),
             rows=self.batcher.rows_served if self.batcher else 0,
             left_out=self.facts.left_out,
         )
@@ -159,7 +157,6 @@ class Version:
             return
         self.held_bytes = {name: use.kept_bytes for name, use in model.memory.items()}
         room.settle(self.source.model, self.source.version, self.held_bytes)
-        self.facts.memory_bytes = sum(self.held_bytes.values())
         warm_up_s = time.monotonic() - warm_up_start
         self.facts.load_s = time.monotonic() - start
         self._publish(model, choices, options, metrics)

@@ -111,13 +111,18 @@ class Watcher:
         poll_s: float | None,
         quiet_s: float,
         runner: Runner,
+        follows_folder: bool = True,
     ) -> None:
-        """Without `poll_s` only a `poke` makes it look."""
+        """Without `poll_s` only a `poke` makes it look.
+
+        Unless it `follows_folder`, what lies there is looked at only after a poke or a change of the config file.
+        """
         self._look = look
         self._config_file = config_file
         self._poll_s = poll_s
         self._settling = Settling(quiet_s)
         self._quiet_s = quiet_s
+        self._follows_folder = follows_folder
         self._runner = runner
         self._poked = asyncio.Event()
         self._config_stamp: tuple[int, int] | None = None
@@ -162,12 +167,15 @@ class Watcher:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._poked.wait(), self._poll_s)
+            is_poked = self._poked.is_set()
             self._poked.clear()
             try:
                 configs = self.configs if self.read_config_file() else None
-                await update(configs)
+                if self._follows_folder or is_poked or configs is not None:
+                    await update(configs)
                 self._last_error = ""
-            except (KilnError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look is made
                 if str(error) != self._last_error:
-                    _log.error("nothing is changed: %s", error)
+                    is_foreseen = isinstance(error, KilnError | OSError)
+                    _log.error("nothing is changed: %s", error, exc_info=None if is_foreseen else error)
                 self._last_error = str(error)

@@ -445,8 +445,10 @@ async def test_a_client_may_say_what_is_served(world: Make, tmp_path: Path):
 
 
 async def test_nothing_changes_where_nothing_may(world: Make):
-    """With control none a client cannot change what is served."""
+    """With control none neither a client nor a signal changes what is served."""
     w = world(fixed=True)
+    w.watcher.poke()
+    await w.registry.watch()  # returns: there is nothing to follow
     with pytest.raises(Unavailable, match="do not change with --model-control none"):
         await w.registry.configure({})
 

@@ -121,13 +121,22 @@ def test_a_config_may_say_where_a_model_lies(tmp_path: Path):
 class Followed:
     """A watcher on a fake repository, and what it said."""
 
-    def __init__(self, config_file: Path | None = None, poll_s: float | None = None) -> None:
+    def __init__(
+        self, config_file: Path | None = None, poll_s: float | None = None, *, follows_folder: bool = True
+    ) -> None:
         self.runner = ThreadRunner("watcher", asyncio.get_running_loop())
         self.repository = Repository()
         self.looks = 0
         self.told: asyncio.Queue[ModelConfigs | None] = asyncio.Queue()
         self.error: Exception | None = None
-        self.watcher = Watcher(self.look, config_file=config_file, poll_s=poll_s, quiet_s=0.02, runner=self.runner)
+        self.watcher = Watcher(
+            self.look,
+            config_file=config_file,
+            poll_s=poll_s,
+            quiet_s=0.02,
+            runner=self.runner,
+            follows_folder=follows_folder,
+        )
 
     def look(self, configs: ModelConfigs) -> Repository:
         self.looks += 1
@@ -149,10 +158,28 @@ async def test_a_poke_makes_it_look_at_once():
     followed.runner.close()
 
 
-async def test_polling_goes_on_after_an_error(caplog: pytest.LogCaptureFixture):
-    """An error is told once, and the next look is made all the same."""
+async def test_only_the_config_file_is_followed_where_the_folder_is_not(tmp_path: Path):
+    """A change of the file, or a poke, is told; the mere passing of time is not."""
+    file = tmp_path / "models.yaml"
+    file.write_text("models: {a: {}}")
+    followed = Followed(config_file=file, poll_s=0.001, follows_folder=False)
+    assert followed.watcher.read_config_file()
+    task = asyncio.create_task(followed.watcher.run(followed.update))
+    file.write_text("models: {a: {}, b: {}}")
+    assert list(await followed.told.get() or ()) == ["a", "b"]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(followed.told.get(), 0.05)
+    followed.watcher.poke()
+    assert list(await followed.told.get() or ()) == ["a", "b"]
+    task.cancel()
+    followed.runner.close()
+
+
+@pytest.mark.parametrize("error", [InvalidArgument("the folder is gone"), ZeroDivisionError("the folder is gone")])
+async def test_polling_goes_on_after_an_error(caplog: pytest.LogCaptureFixture, error: Exception):
+    """An error, foreseen or not, is told once, and the next look is made all the same."""
     followed = Followed(poll_s=0.001)
-    followed.error = InvalidArgument("the folder is gone")
+    followed.error = error
     task = asyncio.create_task(followed.watcher.run(followed.update))
     for _ in range(3):
         await followed.told.get()
