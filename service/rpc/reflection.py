@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from service.rpc._generated.inference import open_inference_pb2
-from service.rpc._generated.kiln.tensorflow import tensor_pb2
+from service.rpc._generated.kiln.tensorflow import example_pb2, tensor_pb2
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2
 
 _MODULES = (
@@ -19,6 +19,7 @@ _MODULES = (
     reflection_pb2,
     open_inference_pb2,
     tensor_pb2,
+    example_pb2,
     serving_pb2,
 )
 _PREFIX = "kiln."
