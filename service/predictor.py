@@ -6,8 +6,9 @@ front ends can live in another process than the one that holds the device.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -165,13 +166,7 @@ class Request:
         Raises:
             KilnError: whatever went wrong; the front end translates its code.
         """
-        try:
-            handle = self._engine.acquire(self._ref)
-        except Unavailable:
-            if not self._engine.is_coming(self._ref):
-                raise
-            await self._engine.wait(self._ref, deadline)
-            handle = self._engine.acquire(self._ref)
+        handle = await self._hold(deadline)
         try:
             self._observed.version = handle.version
             decoded = decode(handle.signatures)
@@ -182,6 +177,40 @@ class Request:
             return Prediction(handle.model, handle.version, decoded.signature, outputs)
         finally:
             handle.release()
+
+    async def predict_all(self, deadline: float | None, decoders: Sequence[Decoder]) -> list[Prediction]:
+        """As `predict`, with several signatures of one version; all are checked before any is queued."""
+        handle = await self._hold(deadline)
+        try:
+            self._observed.version = handle.version
+            asked = [decode(handle.signatures) for decode in decoders]
+            for decoded in asked:
+                validate(decoded)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise DeadlineExceeded("the deadline passed before the request was queued")
+
+            async def run(decoded: Decoded) -> Prediction:
+                outputs = await handle.submit(decoded.signature, decoded.inputs, deadline)
+                return Prediction(handle.model, handle.version, decoded.signature, outputs)
+
+            # the version is held until the last of them has ended, whichever way
+            answers = await asyncio.gather(*map(run, asked), return_exceptions=True)
+        finally:
+            handle.release()
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Prediction)]
+
+    async def _hold(self, deadline: float | None) -> Handle:
+        """The version to ask, which is waited for where it is being loaded."""
+        try:
+            return self._engine.acquire(self._ref)
+        except Unavailable:
+            if not self._engine.is_coming(self._ref):
+                raise
+            await self._engine.wait(self._ref, deadline)
+            return self._engine.acquire(self._ref)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:

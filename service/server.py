@@ -144,7 +144,12 @@ class _Rest:
     """uvicorn in this event loop, on a socket of our own."""
 
     def __init__(self, predictor: Predictor, metrics: Metrics, health: Health, settings: Settings) -> None:
-        options = RestOptions(settings.max_message_bytes, settings.max_json_depth, settings.request_timeout_s)
+        options = RestOptions(
+            settings.max_message_bytes,
+            settings.max_json_depth,
+            settings.request_timeout_s,
+            settings.gzip_min_bytes,
+        )
         self._address = (settings.host, settings.rest_port)
         config = uvicorn.Config(
             rest_app(predictor, metrics, health.is_ready, options),

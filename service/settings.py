@@ -64,6 +64,12 @@ class Settings(BaseSettings):
     max_json_depth: int = Field(
         100, ge=4, le=500, description="deepest nesting of a JSON body", json_schema_extra=_unit("levels")
     )
+    gzip_min_bytes: int = Field(
+        16 * 2**10,
+        ge=0,
+        description="smallest HTTP answer that is compressed for callers who take gzip, 0 for none",
+        json_schema_extra=_unit("bytes"),
+    )
     request_timeout_s: float = Field(
         30.0, gt=0, description="deadline of a request that states none", json_schema_extra=_unit("seconds")
     )

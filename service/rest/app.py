@@ -29,6 +29,7 @@ class RestOptions:
     max_message_bytes: int
     max_json_depth: int
     request_timeout_s: float
+    gzip_min_bytes: int
 
 
 class KilnApp(FastAPI):
@@ -65,12 +66,14 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
         max_bytes=options.max_message_bytes,
         max_depth=options.max_json_depth,
         timeout_s=options.request_timeout_s,
+        gzip_min_bytes=options.gzip_min_bytes,
     )
     app.tfserving = tfserving_app(
         predictor,
         max_bytes=options.max_message_bytes,
         max_depth=options.max_json_depth,
         timeout_s=options.request_timeout_s,
+        gzip_min_bytes=options.gzip_min_bytes,
     )
     app.include_router(metadata_router(predictor, is_ready))
     app.include_router(admin_router(predictor))

@@ -13,7 +13,20 @@ from service import __version__
 from service.errors import InvalidArgument, NotFound
 from service.predictor import EXTENSIONS, SERVER_NAME, Decoded, Engine, ModelRef, Predictor
 from service.registry.lifecycle import State
-from service.rest.http import JSON, Asgi, Headers, Receive, Scope, Send, answer, deadline, guarded, header, read_body
+from service.rest.http import (
+    JSON,
+    Asgi,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    answer_content,
+    deadline,
+    guarded,
+    header,
+    read_body,
+)
 from service.rest.openapi import HEALTH, MODEL, MODEL_READY, SERVER, error_responses
 from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
 from service.tensors import Signature
@@ -26,7 +39,7 @@ ModelName = Path(description="name of the model", examples=["digits"])
 Version = Path(description="version of the model", examples=["1"])
 
 
-def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float) -> Asgi:
+def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float, gzip_min_bytes: int) -> Asgi:
     """The ASGI callable for ``POST /v2/models/{m}[/versions/{v}]/infer``."""
 
     async def infer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +67,7 @@ def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s
         headers: Headers = [JSON]
         if json_bytes is not None:
             headers = [_BINARY, (_LENGTH_HEADER, b"%d" % json_bytes)]
-        await answer(send, 200, content, headers)
+        await answer_content(scope, send, content, headers, gzip_min_bytes)
 
     return guarded(infer)
 

@@ -21,6 +21,7 @@ from service.rpc.server import RpcServer
 from tests.fakes import FakeModel
 
 MAX_MESSAGE_BYTES = 1 << 20
+GZIP_MIN_BYTES = 1 << 10
 
 
 @dataclass
@@ -67,7 +68,7 @@ async def start_kiln(
         max_message_bytes=MAX_MESSAGE_BYTES,
         request_timeout_s=30.0,
     )
-    app = rest_app(predictor, metrics, health.is_ready, RestOptions(MAX_MESSAGE_BYTES, 100, 30.0))
+    app = rest_app(predictor, metrics, health.is_ready, RestOptions(MAX_MESSAGE_BYTES, 100, 30.0, GZIP_MIN_BYTES))
     await registry.load_all()
     health.loaded = True
     kiln = Kiln(next(iter(models.values())), metrics, registry, health, predictor, app, rpc, limits=limits)

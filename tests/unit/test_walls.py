@@ -18,6 +18,7 @@ ORDER = (
     ("service.cli",),
     ("service.server",),
     ("service.rest", "service.rpc"),
+    ("service.examples",),
     ("service.predictor",),
     ("service.registry",),
     ("service.batching",),
@@ -72,6 +73,7 @@ PURE = (
     "service/batching/queue.py",
     "service/registry/policy.py",
     "service/registry/memory.py",
+    "service/examples.py",
     "service/tensors.py",
     "service/errors.py",
 )
@@ -174,7 +176,7 @@ def test_what_models_need_is_imported_in_functions(package: str):
 def test_pure_modules_know_neither_clock_nor_loop_nor_thread():
     """The queue, the policy, the tensors, the errors and all codecs can be tested without waiting."""
     codecs = {each.path for each in imports() if each.path.endswith("_codec.py")}
-    assert len(codecs) == 6
+    assert len(codecs) == 8
     offences = [
         str(each)
         for each in imports()
