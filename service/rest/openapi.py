@@ -83,7 +83,6 @@ def error_responses(*statuses: int) -> dict[int | str, Any]:
         404: "no such model or version",
         413: "the body is over the limit",
         429: "the queue is full; see Retry-After",
-        501: "not answered yet",
         503: "not ready, or stopping",
         504: "the deadline passed",
     }
@@ -126,6 +125,59 @@ _PREDICT = {
         **error_responses(400, 404, 413, 429, 503, 504),
     },
 }
+
+
+def _of_examples(summary: str, examples: dict[str, Any], text: str, results: list[Any]) -> dict[str, Any]:
+    """A route that takes examples, which are rows of named features."""
+    features = {"type": "object", "additionalProperties": {}}
+    return {
+        "tags": [_TFSERVING],
+        "summary": summary,
+        "requestBody": {
+            "required": True,
+            "content": _json(
+                examples,
+                {
+                    "type": "object",
+                    "required": ["examples"],
+                    "properties": {
+                        "signature_name": {"type": "string"},
+                        "context": features,
+                        "examples": {"type": "array", "items": features},
+                    },
+                },
+            ),
+        },
+        "responses": {
+            "200": {
+                "description": text,
+                "content": _json(
+                    {"results": {"results": results}},
+                    {"type": "object", "properties": {"results": {"type": "array", "items": {}}}},
+                ),
+            },
+            **error_responses(400, 404, 413, 429, 503, 504),
+        },
+    }
+
+
+_CLASSIFY = _of_examples(
+    "Classify examples; features are scalars or flat lists",
+    {"one digit": {"examples": [{"image": _FLAT}]}},
+    "label and score of each class, for each example",
+    [[[str(label), score] for label, score in enumerate(_PROBABILITIES)]],
+)
+_REGRESS = _of_examples(
+    "Regress examples; features are scalars or flat lists",
+    {
+        "with context": {
+            "context": {"city": "Bern"},
+            "examples": [{"rooms": 3, "area": 71.5}, {"rooms": 4, "area": 90.0}],
+        }
+    },
+    "one value for each example",
+    [412.5, 540.0],
+)
 _STATUS = {
     "tags": [_TFSERVING],
     "summary": "State of the model's versions",
@@ -246,13 +298,18 @@ def _paths() -> dict[str, Any]:
     paths |= {
         "/v1/models/{model}/labels/{label}": {"get": {**_STATUS, "parameters": [_MODEL, _LABEL]}},
         "/v1/models/{model}/labels/{label}/metadata": {"get": {**_METADATA, "parameters": [_MODEL, _LABEL]}},
-        "/v1/models/{model}/labels/{label}:predict": {"post": {**_PREDICT, "parameters": [_MODEL, _LABEL, _TIMEOUT]}},
     }
+    verbs = {"predict": _PREDICT, "classify": _CLASSIFY, "regress": _REGRESS}
+    for verb, operation in verbs.items():
+        paths[f"/v1/models/{{model}}/labels/{{label}}:{verb}"] = {
+            "post": {**operation, "parameters": [_MODEL, _LABEL, _TIMEOUT]}
+        }
     for suffix, parameters in (("", [_MODEL]), ("/versions/{version}", [_MODEL, _VERSION])):
         tfserving, oip = f"/v1/models/{{model}}{suffix}", f"/v2/models/{{model}}{suffix}"
         paths[tfserving] = {"get": {**_STATUS, "parameters": parameters}}
         paths[f"{tfserving}/metadata"] = {"get": {**_METADATA, "parameters": parameters}}
-        paths[f"{tfserving}:predict"] = {"post": {**_PREDICT, "parameters": [*parameters, _TIMEOUT]}}
+        for verb, operation in verbs.items():
+            paths[f"{tfserving}:{verb}"] = {"post": {**operation, "parameters": [*parameters, _TIMEOUT]}}
         paths[f"{oip}/infer"] = {"post": {**_INFER, "parameters": [*parameters, _TIMEOUT, _LENGTH]}}
     return paths
 

@@ -11,7 +11,8 @@ import pytest_asyncio
 from tests.integration.asgi import Client
 from tests.integration.conftest import Kiln
 
-PREDICT, INFER = "/v1/models/{model}:predict", "/v2/models/{model}/infer"
+PREDICT, CLASSIFY, REGRESS = (f"/v1/models/{{model}}:{verb}" for verb in ("predict", "classify", "regress"))
+INFER = "/v2/models/{model}/infer"
 PATHS = {
     "/v1/models",
     "/v2",
@@ -23,7 +24,7 @@ PATHS = {
         f"{model}{version}{verb}"
         for version in ("", "/versions/{version}", "/labels/{label}")
         for model, verbs in {
-            "/v1/models/{model}": ("", "/metadata", ":predict"),
+            "/v1/models/{model}": ("", "/metadata", ":predict", ":classify", ":regress"),
             "/v2/models/{model}": ("", "/ready", "/infer"),
         }.items()
         for verb in verbs
@@ -78,7 +79,7 @@ async def test_path_parameters_are_those_of_the_path(document: dict[str, Any]):
         assert not [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "query"], name
 
 
-@pytest.mark.parametrize("path", [PREDICT, INFER])
+@pytest.mark.parametrize("path", [PREDICT, CLASSIFY, REGRESS, INFER])
 async def test_the_errors_of_a_hot_path_have_the_one_shape(document: dict[str, Any], path: str):
     """Each status that it can answer with, by an example."""
     responses = document["paths"][path]["post"]["responses"]
