@@ -70,11 +70,19 @@ def _parse_leniently(text: bytes, max_depth: int) -> Any:
         raise InvalidArgument("JSON Parse error: The document is empty")
     _check_depth(text, max_depth)
     try:
-        return json.loads(text.decode())
+        return json.loads(text.decode(), parse_float=_finite)
     except json.JSONDecodeError as error:
         raise InvalidArgument(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InvalidArgument(f"JSON Parse error: {str(error)[:200]}") from None
+
+
+def _finite(text: str) -> float:
+    """A number that was written out; one that only infinity is near to is refused, as TensorFlow Serving does."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"number too big to be stored in double: {text[:_LONGEST_QUOTE]}")
+    return value
 
 
 def _check_depth(text: bytes, max_depth: int) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from service.errors import FailedPrecondition, Internal, InvalidArgument, ModelLoadError, Unimplemented
+from service.rpc._generated.kiln.tensorflow.example_pb2 import Example
 from service.rpc._generated.kiln.tensorflow.serving.prediction_log_pb2 import PredictionLog
 from service.rpc.warmup_codec import decode_warm_up
 from service.runtime import warmup
 from service.runtime.warmup import replay
-from service.tensors import DataType, Signature, Tensors
+from service.tensors import DataType, Signature, Tensors, TensorSpec
 from tests.fakes import DOUBLE, rows
 from tests.signatures import one
 
@@ -190,3 +191,36 @@ def test_other_kinds_are_not_decoded(kind: str) -> None:
     with pytest.raises(Unimplemented) as caught:
         decode_warm_up(log.SerializeToString(), SIGNATURES)
     assert str(caught.value) == f"{kind} is not replayed"
+
+
+def example(**features: float) -> Any:
+    message = Example()
+    for name, value in features.items():
+        message.features.feature[name].float_list.value.extend([value] * 3)
+    return message
+
+
+@pytest.mark.parametrize("kind", ["classify_log", "regress_log"])
+def test_classify_and_regress_logs_are_decoded(kind: str) -> None:
+    """Their examples as inputs."""
+    log: Any = PredictionLog()
+    outputs = (TensorSpec("y", DataType.FP32, (None, None)),)
+    taking = Signature("s", DOUBLE.inputs, outputs)
+    request = getattr(log, kind).request
+    request.model_spec.signature_name = "s"
+    request.input.example_list.examples.append(example(x=1))
+    ((found, inputs),) = decode_warm_up(log.SerializeToString(), {"s": taking})
+    assert found is taking
+    assert inputs["x"].tolist() == [[1, 1, 1]]
+
+
+def test_a_multi_inference_log_is_decoded() -> None:
+    """One entry for each task."""
+    log: Any = PredictionLog()
+    request = log.multi_inference_log.request
+    for name in ("serving_default", "open"):
+        request.tasks.add(model_spec={"name": "m", "signature_name": name}, method_name="tensorflow/serving/classify")
+    request.input.example_list.examples.append(example(x=1))
+    asked = decode_warm_up(log.SerializeToString(), SIGNATURES)
+    assert [signature.name for signature, _ in asked] == ["serving_default", "open"]
+    assert [inputs["x"].tolist() for _, inputs in asked] == [[[1, 1, 1]]] * 2
