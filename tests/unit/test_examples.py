@@ -56,8 +56,8 @@ def strings(*values: bytes) -> Array:
 
 
 def signature(inputs: Specs, outputs: Specs, method: str = PREDICT, name: str = "serving_default") -> Signature:
-    sides = (tuple(TensorSpec(key, *spec) for key, spec in side.items()) for side in (inputs, outputs))
-    return Signature(name, *sides, method=method)
+    before, after = (tuple(TensorSpec(key, *spec) for key, spec in side.items()) for side in (inputs, outputs))
+    return Signature(name, before, after, method)
 
 
 def takes(dtype: DataType = DataType.FP32, shape: Any = (None, 2)) -> Signature:

@@ -171,7 +171,10 @@ EXAMPLES = [
     message(a={"float_list": [1.5]}, b={"int64_list": [-1]}, c={"bytes_list": [b"\xff", b""]}),
     message(a={}, b={"int64_list": []}),
 ]
-EXPECTED = [{"a": ("f", [1.5]), "b": ("i", [-1]), "c": ("O", [b"\xff", b""])}, {"a": ("f", []), "b": ("i", [])}]
+EXPECTED: list[dict[str, Any]] = [
+    {"a": ("f", [1.5]), "b": ("i", [-1]), "c": ("O", [b"\xff", b""])},
+    {"a": ("f", []), "b": ("i", [])},
+]
 
 
 def test_a_list_of_messages():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -278,11 +279,15 @@ def test_a_signature_that_is_not_there_is_a_failed_precondition(names: list[str]
 # Several signatures of one version
 
 
+def decoded_as(value: float, signatures: Mapping[str, Signature]) -> Decoded:
+    return Decoded(signatures["serving_default"], rows(value))
+
+
 async def ask_all(setup: Setup, *values: float, deadline: float | None = None) -> list[Any]:
     with setup.predictor.request(REF, "rest-v2") as request:
         return await request.predict_all(
             deadline,
-            [lambda signatures, v=value: Decoded(signatures["serving_default"], rows(v)) for value in values],
+            [partial(decoded_as, value) for value in values],
         )
 
 
@@ -311,7 +316,7 @@ async def test_all_are_checked_before_any_is_queued(setup: Setup):
         await request.predict_all(
             None,
             [
-                lambda signatures: Decoded(signatures["serving_default"], rows(1)),
+                partial(decoded_as, 1),
                 lambda signatures: Decoded(signatures["serving_default"], {}),
             ],
         )
