@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     max_json_depth: int = Field(
         100, ge=4, le=500, description="deepest nesting of a JSON body", json_schema_extra=_unit("levels")
     )
+    shared_memory: bool = Field(
+        default=False,
+        description="take tensors in shared memory; whoever asks can then read and write objects of /dev/shm",
+    )
     request_timeout_s: float = Field(
         30.0, gt=0, description="deadline of a request that states none", json_schema_extra=_unit("seconds")
     )
