@@ -181,13 +181,14 @@ class SharedMemory:
             raise InvalidArgument(
                 f"region {name!r}: offset from 0 and byte_size from 1 expected, got {offset} and {byte_size}"
             )
-        region = Region(name, key, offset, byte_size, _open(self._directory, key))
-        if offset + byte_size > region.object_bytes:
+        descriptor, object_bytes = _open(self._directory, key)
+        if offset + byte_size > object_bytes:
+            os.close(descriptor)
             raise InvalidArgument(
-                f"region {name!r}: offset and byte_size of at most {region.object_bytes} bytes in all expected, "
+                f"region {name!r}: offset and byte_size of at most {object_bytes} bytes in all expected, "
                 f"which {key!r} has, got {offset} and {byte_size}"
             )
-        self._regions[name] = region
+        self._regions[name] = Region(name, key, offset, byte_size, descriptor)
 
     def unregister(self, name: str = "") -> None:
         """Let the region `name` go, or all for no name; one that is not there is no error (as with Triton)."""
@@ -259,8 +260,8 @@ def cuda_unknown(name: str) -> KilnError:
     return NotFound(f"there is no CUDA shared memory region {name!r}")
 
 
-def _open(directory: Path, key: str) -> int:
-    """A descriptor of the object that POSIX calls `key`, to read and write; never a new one.
+def _open(directory: Path, key: str) -> tuple[int, int]:
+    """A descriptor of the object that POSIX calls `key`, to read and write, and its size; never a new one.
 
     Raises:
         InvalidArgument: `key` is no plain name, or there is no such object that this process may use.
@@ -276,10 +277,11 @@ def _open(directory: Path, key: str) -> int:
         descriptor = os.open(directory / match[1], flags)
     except OSError as error:
         raise InvalidArgument(f"key {key!r}: the shared memory object cannot be opened: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
         raise InvalidArgument(f"key {key!r} is no shared memory object")
-    return descriptor
+    return descriptor, found.st_size
 
 
 def _whole(value: object, what: str) -> int:

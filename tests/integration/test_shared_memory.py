@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from multiprocessing.shared_memory import SharedMemory as Object
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -64,6 +66,12 @@ def put(memory: Any, at: int, data: bytes) -> None:
 
 def got(memory: Any, at: int, size: int) -> bytes:
     return bytes(memory.buf[at : at + size])
+
+
+def descriptors(memory: Any) -> int:
+    """How often this process, with the client and the server in it, has the object open."""
+    links = [str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    return links.count(f"/dev/shm/{memory.name}")
 
 
 Register = Callable[[str], Awaitable[None]]
@@ -318,6 +326,25 @@ async def test_a_wrong_place_is_told(
     assert text in message
     assert got(memory, 0, 4096) == bytes(4096)
     assert bool(shared.model.batches) == ("at least 12" in text)  # the others are refused before they are run
+
+
+async def test_a_refused_request_holds_no_object(caller: Caller, memory: Any):
+    """Once its region is unregistered the object is closed, without waiting for the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        key = "/" + memory.name
+        registration = oip.SystemSharedMemoryRegisterRequest(name="r", key=key, byte_size=4096)
+        await caller.start(f"{OIP}/SystemSharedMemoryRegister", registration)
+        request = infer_request()
+        tell(request.outputs.add(name="y"), place(8))
+        await caller.refusal(INFER, request)
+        opened = descriptors(memory)
+        await caller.start(f"{OIP}/SystemSharedMemoryUnregister", b"")
+        left = descriptors(memory)
+    finally:
+        gc.enable()
+    assert opened == left + 1
 
 
 async def test_off_unless_asked_for(kiln: Kiln):
