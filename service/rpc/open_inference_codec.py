@@ -67,7 +67,7 @@ def decode_infer(
         if output.name not in signature.output_by_name:
             known = ", ".join(sorted(signature.output_by_name))
             raise InvalidArgument(f"unknown output {output.name!r}: signature {signature.name!r} gives {known}")
-    extents = _extents(request.inputs, "input", memory)
+    extents = _extents(named, "input", memory)
     raw = request.raw_input_contents
     count = len(request.inputs) - len(extents)
     if raw and len(raw) != count:
@@ -75,15 +75,15 @@ def decode_infer(
         raise InvalidArgument(f"raw_input_contents: {count} expected, one per {which}, got {len(raw)}")
     contents = iter(raw)
     inputs = {}
-    for tensor in request.inputs:
-        spec = signature.input_by_name[tensor.name]
+    for name, tensor in named.items():
+        spec = signature.input_by_name[name]
         shape = _shape(tensor, spec)
-        if tensor.name in extents:
+        if name in extents:
             if tensor.HasField("contents"):
                 raise InvalidArgument(
                     f"input {spec.name!r}: contents beside shared_memory_region: one of them expected"
                 )
-            inputs[spec.name] = unpack_raw(extents[tensor.name].read(), spec.dtype, shape, spec.name)
+            inputs[spec.name] = unpack_raw(extents[name].read(), spec.dtype, shape, spec.name)
         elif raw:
             if tensor.HasField("contents"):
                 raise InvalidArgument(f"input {spec.name!r}: contents and raw_input_contents are both given")
@@ -95,17 +95,17 @@ def decode_infer(
 
 def output_extents(request: pb.ModelInferRequest, memory: SharedMemory) -> dict[str, Extent]:
     """Where in shared memory outputs are wanted, by their names; raises as `SharedMemory.extent`."""
-    return _extents(request.outputs, "output", memory)
+    return _extents({output.name: output for output in request.outputs}, "output", memory)
 
 
-def _extents(tensors: Any, kind: str, memory: SharedMemory) -> dict[str, Extent]:
-    """Where those of `tensors` lie that are in shared memory."""
+def _extents(named: Mapping[str, Any], kind: str, memory: SharedMemory) -> dict[str, Extent]:
+    """Where those of the tensors lie that are in shared memory."""
     extents = {}
-    for tensor in tensors:
+    for name, tensor in named.items():
         if tensor.parameters:
-            extent = memory.extent(_plain(tensor.parameters), f"{kind} {tensor.name!r}")
+            extent = memory.extent(_plain(tensor.parameters), f"{kind} {name!r}")
             if extent is not None:
-                extents[tensor.name] = extent
+                extents[name] = extent
     return extents
 
 
@@ -149,12 +149,14 @@ def _wide(spec: TensorSpec) -> np.dtype[Any]:
 
 
 def wants_raw(request: pb.ModelInferRequest) -> bool:
-    """Whether the answer is raw: it is if the request was, in shared memory too, or asks for binary output."""
+    """Whether the answer is raw: it is if the request was, or lay in shared memory, or asks for binary output."""
     if request.raw_input_contents:
         return True
-    if any(tensor.parameters and "shared_memory_region" in tensor.parameters for tensor in request.inputs):
+    if "binary_data_output" in request.parameters and request.parameters["binary_data_output"].bool_param:
         return True
-    return "binary_data_output" in request.parameters and request.parameters["binary_data_output"].bool_param
+    if any(tensor.HasField("contents") for tensor in request.inputs):
+        return False
+    return any("shared_memory_region" in tensor.parameters for tensor in request.inputs)
 
 
 def encode_infer(
