@@ -29,13 +29,14 @@ from service.registry.remote import fetch
 from service.registry.repository import Source
 from service.registry.version import Memory, RegistryOptions
 from service.registry.watch import Watcher, look
-from service.rest.app import RestOptions, rest_app
+from service.rest.app import KilnApp, RestOptions, rest_app
 from service.rpc.server import RpcServer
 from service.rpc.warmup_codec import decode_warm_up
 from service.runtime.devices import devices_for
 from service.runtime.memory import limit_bytes
 from service.runtime.model import LoadedModel, RuntimeOptions
 from service.settings import Settings
+from service.shared_memory import SharedMemory
 
 _log = logging.getLogger("kiln.server")
 _LINGER_S = 0.3
@@ -79,14 +80,23 @@ async def _serve(settings: Settings) -> bool:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.poke)
     health = Health(registry.can_serve)
     predictor = Predictor(registry, metrics)
+    memory = SharedMemory(enabled=settings.shared_memory, max_tensor_bytes=settings.max_message_bytes)
     rpc = RpcServer(
         predictor,
         is_ready=health.is_ready,
         address=f"{settings.host}:{settings.grpc_port}",
         max_message_bytes=settings.max_message_bytes,
         request_timeout_s=settings.request_timeout_s,
+        memory=memory,
     )
-    rest = _Rest(predictor, metrics, health, settings)
+    options = RestOptions(
+        settings.max_message_bytes,
+        settings.max_json_depth,
+        settings.request_timeout_s,
+        settings.gzip_min_bytes,
+        memory,
+    )
+    rest = _Rest(rest_app(predictor, metrics, health.is_ready, options), settings)
     grpc_port = await rpc.start()
     try:
         rest_port = await rest.start()
@@ -143,16 +153,10 @@ async def _stop(
 class _Rest:
     """uvicorn in this event loop, on a socket of our own."""
 
-    def __init__(self, predictor: Predictor, metrics: Metrics, health: Health, settings: Settings) -> None:
-        options = RestOptions(
-            settings.max_message_bytes,
-            settings.max_json_depth,
-            settings.request_timeout_s,
-            settings.gzip_min_bytes,
-        )
+    def __init__(self, app: KilnApp, settings: Settings) -> None:
         self._address = (settings.host, settings.rest_port)
         config = uvicorn.Config(
-            rest_app(predictor, metrics, health.is_ready, options),
+            app,
             log_config=None,
             access_log=False,
             lifespan="off",

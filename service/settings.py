@@ -70,6 +70,10 @@ class Settings(BaseSettings):
         description="smallest HTTP answer that is compressed for callers who take gzip, 0 for none",
         json_schema_extra=_unit("bytes"),
     )
+    shared_memory: bool = Field(
+        default=False,
+        description="take tensors in shared memory; whoever asks can then read and write objects of /dev/shm",
+    )
     request_timeout_s: float = Field(
         30.0, gt=0, description="deadline of a request that states none", json_schema_extra=_unit("seconds")
     )

@@ -26,22 +26,22 @@ def admin_router(predictor: Predictor) -> APIRouter:
         "/v2/repository/index",
         tags=[repository],
         summary="All models and versions",
-        responses=_ok(INDEX, 400),
-        openapi_extra=_body({"ready": True}),
+        responses=answer_example(INDEX, 400),
+        openapi_extra=body_example({"ready": True}),
     )
     async def index(request: Request) -> list[dict[str, str]]:
-        is_ready_only = _flag(await _json(request), "ready")
+        is_ready_only = _flag(await read_json(request), "ready")
         return [_index(each) for each in engine.all_statuses() if not is_ready_only or each.state is State.READY]
 
     @router.post(
         "/v2/repository/models/{model}/load",
         tags=[repository],
         summary="Load a model, or what has changed of it",
-        responses=_ok({}, 400, 404, 503),
-        openapi_extra=_body(_PARAMETERS),
+        responses=answer_example({}, 400, 404, 503),
+        openapi_extra=body_example(_PARAMETERS),
     )
     async def load(request: Request, model: str = ModelName) -> dict[str, Any]:
-        await _json(request)
+        await read_json(request)
         await engine.load(model)
         return {}
 
@@ -49,23 +49,32 @@ def admin_router(predictor: Predictor) -> APIRouter:
         "/v2/repository/models/{model}/unload",
         tags=[repository],
         summary="Drain a model and let it go",
-        responses=_ok({}, 400, 404, 503),
-        openapi_extra=_body(_PARAMETERS),
+        responses=answer_example({}, 400, 404, 503),
+        openapi_extra=body_example(_PARAMETERS),
     )
     async def unload(request: Request, model: str = ModelName) -> dict[str, Any]:
-        await _json(request)
+        await read_json(request)
         await engine.unload(model)
         return {}
 
-    @router.get("/status", tags=["Operations"], summary="Every version, with all that is known", responses=_ok(STATUS))
+    @router.get(
+        "/status",
+        tags=["Operations"],
+        summary="Every version, with all that is known",
+        responses=answer_example(STATUS),
+    )
     async def status() -> list[dict[str, Any]]:
         return [each.told() for each in engine.all_statuses()]
 
     return router
 
 
-async def _json(request: Request) -> dict[str, Any]:
-    """The body as an object; an empty one is ``{}``, whatever its type is said to be."""
+async def read_json(request: Request) -> dict[str, Any]:
+    """The body as an object; an empty one is ``{}``, whatever its type is said to be.
+
+    Raises:
+        InvalidArgument: it is no JSON object.
+    """
     body = await request.body()
     try:
         value = orjson.loads(body) if body.strip() else {}
@@ -83,12 +92,13 @@ def _flag(value: dict[str, Any], name: str) -> bool:
     return flag
 
 
-def _body(example: Any) -> dict[str, Any]:
+def body_example(example: Any) -> dict[str, Any]:
     """The OpenAPI of an optional body."""
     return {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}, "example": example}}}}
 
 
-def _ok(example: Any, *errors: int) -> dict[int | str, dict[str, Any]]:
+def answer_example(example: Any, *errors: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI of a route's answers."""
     return {200: {"content": {"application/json": {"example": example}}}, **error_responses(*errors)}
 
 

@@ -19,17 +19,20 @@ from service.rest.codes import HTTP_STATUS
 from service.rest.http import Asgi, Receive, Scope, Send
 from service.rest.openapi import HOT_PATHS
 from service.rest.openinference import infer_app, metadata_router
+from service.rest.shared_memory import shared_memory_router
 from service.rest.tfserving import tfserving_app
+from service.shared_memory import OFF, SharedMemory
 
 
 @dataclass(frozen=True)
 class RestOptions:
-    """Limits of the HTTP front end: see the settings of the same names."""
+    """Limits of the HTTP front end: see the settings of the same names; and the shared memory it may use."""
 
     max_message_bytes: int
     max_json_depth: int
     request_timeout_s: float
     gzip_min_bytes: int
+    memory: SharedMemory = OFF
 
 
 class KilnApp(FastAPI):
@@ -67,6 +70,7 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
         max_depth=options.max_json_depth,
         timeout_s=options.request_timeout_s,
         gzip_min_bytes=options.gzip_min_bytes,
+        memory=options.memory,
     )
     app.tfserving = tfserving_app(
         predictor,
@@ -75,7 +79,8 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
         timeout_s=options.request_timeout_s,
         gzip_min_bytes=options.gzip_min_bytes,
     )
-    app.include_router(metadata_router(predictor, is_ready))
+    app.include_router(metadata_router(predictor, is_ready, options.memory))
+    app.include_router(shared_memory_router(options.memory))
     app.include_router(admin_router(predictor))
     _add_metrics(app, metrics)
     app.add_exception_handler(KilnError, _kiln_error)

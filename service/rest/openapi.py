@@ -40,6 +40,8 @@ STATUS = [
         "left_out": "",
     }
 ]
+REGION = {"key": "/input", "offset": 0, "byte_size": 256}
+REGIONS = [{"name": "input", **REGION}]
 MODEL_READY = {"name": "digits", "ready": True}
 MODEL = {
     "name": "digits",
@@ -80,9 +82,11 @@ def error_responses(*statuses: int) -> dict[int | str, Any]:
     """The error shape of both dialects, for each status."""
     texts = {
         400: "the request is wrong: the text names the field, what was expected and what came",
-        404: "no such model or version",
+        404: "no such model, version or shared memory region",
+        409: "the name is taken",
         413: "the body is over the limit",
         429: "the queue is full; see Retry-After",
+        501: "not answered by Kiln",
         503: "not ready, or stopping",
         504: "the deadline passed",
     }

@@ -29,6 +29,7 @@ from service.rest.http import (
 )
 from service.rest.openapi import HEALTH, MODEL, MODEL_READY, SERVER, error_responses
 from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
+from service.shared_memory import SharedMemory
 from service.tensors import Signature
 
 INFER_ROUTE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -39,7 +40,15 @@ ModelName = Path(description="name of the model", examples=["digits"])
 Version = Path(description="version of the model", examples=["1"])
 
 
-def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float, gzip_min_bytes: int) -> Asgi:
+def infer_app(
+    predictor: Predictor,
+    *,
+    max_bytes: int,
+    max_depth: int,
+    timeout_s: float,
+    gzip_min_bytes: int,
+    memory: SharedMemory,
+) -> Asgi:
     """The ASGI callable for ``POST /v2/models/{m}[/versions/{v}]/infer``."""
 
     async def infer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +68,7 @@ def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 nonlocal wanted
-                decoded, wanted = decode_infer(body, length, signatures, max_depth)
+                decoded, wanted = decode_infer(body, length, signatures, max_depth, memory)
                 return decoded
 
             prediction = await request.predict(due, decode)
@@ -101,14 +110,14 @@ def _example(value: dict[str, Any], *errors: int) -> dict[int | str, dict[str, A
     return {200: {"content": {"application/json": {"example": value}}}, **error_responses(*errors)}
 
 
-def metadata_router(predictor: Predictor, is_ready: Callable[[], bool]) -> APIRouter:
+def metadata_router(predictor: Predictor, is_ready: Callable[[], bool], memory: SharedMemory) -> APIRouter:
     """Server and model metadata, liveness and readiness."""
     router = APIRouter(tags=["Open Inference Protocol v2"])
     engine = predictor.engine
 
     @router.get("/v2", summary="Server metadata", responses=_example(SERVER))
     async def server_metadata() -> dict[str, Any]:
-        return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+        return {"name": SERVER_NAME, "version": __version__, "extensions": [*EXTENSIONS, *memory.extensions]}
 
     @router.get("/v2/health/live", summary="Whether the server is alive", responses=_example(HEALTH))
     async def live() -> dict[str, bool]:

@@ -52,7 +52,7 @@ def _bind(
                 raise TooLarge(f"the message has {len(data)} bytes, over the limit of {max_message_bytes}")
             return await handler(data, deadline)
         except KilnError as error:
-            failure = error
+            failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
         except Exception:  # noqa: BLE001 - whatever it is, its caller is told
             _log.exception("%s failed", path)
             failure = Internal(INTERNAL_ERROR)

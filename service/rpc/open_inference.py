@@ -11,20 +11,28 @@ from service.registry.lifecycle import State
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.rpc.handlers import Handlers
 from service.rpc.messages import parse
-from service.rpc.open_inference_codec import decode_infer, encode_index, encode_infer, encode_metadata
+from service.rpc.open_inference_codec import (
+    decode_infer,
+    encode_index,
+    encode_infer,
+    encode_metadata,
+    output_extents,
+)
+from service.shared_memory import SharedMemory
 
 SERVICE = "inference.GRPCInferenceService"
 
 
-def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool]) -> Handlers:
+def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool], memory: SharedMemory) -> Handlers:
     """Byte-level handlers by full method path."""
     engine = predictor.engine
 
     async def infer(data: bytes, deadline: float) -> bytes:
         request = parse(pb.ModelInferRequest, data)
         with predictor.request(_ref(request.model_name, request.model_version), "grpc-v2") as counted:
-            prediction = await counted.predict(deadline, lambda signatures: decode_infer(request, signatures))
-            return encode_infer(request, prediction)
+            extents = output_extents(request, memory) if request.outputs else {}
+            prediction = await counted.predict(deadline, lambda signatures: decode_infer(request, signatures, memory))
+            return encode_infer(request, prediction, extents)
 
     async def live(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         return pb.ServerLiveResponse(live=True).SerializeToString()
@@ -38,7 +46,8 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool]) 
         return pb.ModelReadyResponse(ready=State.READY in states).SerializeToString()
 
     async def server_metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
-        response = pb.ServerMetadataResponse(name=SERVER_NAME, version=__version__, extensions=EXTENSIONS)
+        response = pb.ServerMetadataResponse(name=SERVER_NAME, version=__version__)
+        response.extensions.extend((*EXTENSIONS, *memory.extensions))
         return response.SerializeToString()
 
     async def model_metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001

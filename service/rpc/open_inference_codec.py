@@ -1,7 +1,8 @@
-"""Open Inference Protocol messages ↔ tensors, pure.
+"""Open Inference Protocol messages ↔ tensors.
 
 Source: the protocol's gRPC text. Raw contents are little-endian and row-major; each element of
-BYTES is a 4-byte length and the bytes. Contents are raw for all inputs or for none.
+BYTES is a 4-byte length and the bytes. Contents are raw for all inputs or for none, less those that
+lie in shared memory, which have neither (Triton's ``extension_shared_memory``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from service.errors import InvalidArgument
 from service.predictor import Decoded, ModelInfo, Prediction, choose_signature
 from service.registry.lifecycle import INDEX_STATES, VersionStatus
 from service.rpc._generated.inference import open_inference_pb2 as pb
+from service.shared_memory import OFF, Extent, SharedMemory
 from service.tensors import (
     Array,
     DataType,
@@ -43,13 +45,17 @@ _CONTENTS = {
     DataType.BYTES: "bytes_contents",
 }
 """The list that carries each type; FP16 and BF16 have none and are raw."""
+_NOWHERE: Mapping[str, Extent] = {}
 
 
-def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signature]) -> Decoded:
+def decode_infer(
+    request: pb.ModelInferRequest, signatures: Mapping[str, Signature], memory: SharedMemory = OFF
+) -> Decoded:
     """The request's inputs as arrays, zero-copy where they are raw.
 
     Raises:
         InvalidArgument: names the input or output, what was expected and what came.
+        NotFound, TooLarge, FailedPrecondition: as `SharedMemory.extent` and `Extent.read`.
     """
     parameter = request.parameters.get("signature_name") if request.parameters else None
     signature = choose_signature(signatures, parameter.string_param if parameter is not None else "")
@@ -61,20 +67,52 @@ def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signatu
         if output.name not in signature.output_by_name:
             known = ", ".join(sorted(signature.output_by_name))
             raise InvalidArgument(f"unknown output {output.name!r}: signature {signature.name!r} gives {known}")
+    extents = _extents(named, "input", memory)
     raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise InvalidArgument(f"raw_input_contents: {len(request.inputs)} expected, one per input, got {len(raw)}")
+    count = len(request.inputs) - len(extents)
+    if raw and len(raw) != count:
+        which = "input that is not in shared memory" if extents else "input"
+        raise InvalidArgument(f"raw_input_contents: {count} expected, one per {which}, got {len(raw)}")
+    contents = iter(raw)
     inputs = {}
-    for index, tensor in enumerate(request.inputs):
-        spec = signature.input_by_name[tensor.name]
+    for name, tensor in named.items():
+        spec = signature.input_by_name[name]
         shape = _shape(tensor, spec)
-        if raw:
+        if name in extents:
+            if tensor.HasField("contents"):
+                raise InvalidArgument(
+                    f"input {spec.name!r}: contents beside shared_memory_region: one of them expected"
+                )
+            inputs[spec.name] = unpack_raw(extents[name].read(), spec.dtype, shape, spec.name)
+        elif raw:
             if tensor.HasField("contents"):
                 raise InvalidArgument(f"input {spec.name!r}: contents and raw_input_contents are both given")
-            inputs[spec.name] = unpack_raw(raw[index], spec.dtype, shape, spec.name)
+            inputs[spec.name] = unpack_raw(next(contents), spec.dtype, shape, spec.name)
         else:
             inputs[spec.name] = _typed(tensor, spec, shape)
     return Decoded(signature, inputs)
+
+
+def output_extents(request: pb.ModelInferRequest, memory: SharedMemory) -> dict[str, Extent]:
+    """Where in shared memory outputs are wanted, by their names; raises as `SharedMemory.extent`."""
+    return _extents({output.name: output for output in request.outputs}, "output", memory)
+
+
+def _extents(named: Mapping[str, Any], kind: str, memory: SharedMemory) -> dict[str, Extent]:
+    """Where those of the tensors lie that are in shared memory."""
+    extents = {}
+    for name, tensor in named.items():
+        if tensor.parameters:
+            extent = memory.extent(_plain(tensor.parameters), f"{kind} {name!r}")
+            if extent is not None:
+                extents[name] = extent
+    return extents
+
+
+def _plain(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    """Parameters as Python values; None for one that is not set."""
+    chosen = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: getattr(parameters[name], choice) if choice else None for name, choice in chosen.items()}
 
 
 def _shape(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> tuple[int, ...]:
@@ -111,17 +149,27 @@ def _wide(spec: TensorSpec) -> np.dtype[Any]:
 
 
 def wants_raw(request: pb.ModelInferRequest) -> bool:
-    """Whether the answer is raw: it is if the request was, or asks for binary output."""
+    """Whether the answer is raw: it is if the request was, or lay in shared memory, or asks for binary output."""
     if request.raw_input_contents:
         return True
-    return "binary_data_output" in request.parameters and request.parameters["binary_data_output"].bool_param
+    if "binary_data_output" in request.parameters and request.parameters["binary_data_output"].bool_param:
+        return True
+    if any(tensor.HasField("contents") for tensor in request.inputs):
+        return False
+    return any("shared_memory_region" in tensor.parameters for tensor in request.inputs)
 
 
-def encode_infer(request: pb.ModelInferRequest, prediction: Prediction) -> bytes:
+def encode_infer(
+    request: pb.ModelInferRequest, prediction: Prediction, extents: Mapping[str, Extent] = _NOWHERE
+) -> bytes:
     """The answer's bytes; outputs in the order asked for, else in the signature's.
 
+    Those in `extents` are in shared memory afterwards; among raw contents their place stays empty.
+
     Raises:
-        InvalidArgument: an output has no typed contents and raw was not asked for.
+        InvalidArgument: an output has no typed contents and raw was not asked for, or is larger than
+            its place in shared memory.
+        FailedPrecondition: as `Extent.write`.
     """
     response = pb.ModelInferResponse(model_name=prediction.model, model_version=str(prediction.version), id=request.id)
     raw = wants_raw(request)
@@ -130,11 +178,27 @@ def encode_infer(request: pb.ModelInferRequest, prediction: Prediction) -> bytes
         array = prediction.outputs[name]
         dtype = prediction.signature.output_by_name[name].dtype
         tensor = response.outputs.add(name=name, datatype=dtype.value, shape=array.shape)
-        if raw:
-            response.raw_output_contents.append(pack_strings(array) if dtype is DataType.BYTES else array.tobytes())
+        if name in extents:
+            _tell(tensor, extents[name].write(_packed(array, dtype)))
+            if raw:
+                response.raw_output_contents.append(b"")
+        elif raw:
+            response.raw_output_contents.append(_packed(array, dtype))
         else:
             _fill(tensor.contents, array, dtype, name)
     return response.SerializeToString()
+
+
+def _packed(array: Array, dtype: DataType) -> bytes:
+    return pack_strings(array) if dtype is DataType.BYTES else array.tobytes()
+
+
+def _tell(tensor: pb.ModelInferResponse.InferOutputTensor, parameters: Mapping[str, str | int]) -> None:
+    for name, value in parameters.items():
+        if isinstance(value, str):
+            tensor.parameters[name].string_param = value
+        else:
+            tensor.parameters[name].int64_param = value
 
 
 def _fill(contents: pb.InferTensorContents, array: Array, dtype: DataType, name: str) -> None:

@@ -13,7 +13,9 @@ from service.predictor import Predictor
 from service.rpc.handlers import GenericHandlers
 from service.rpc.open_inference import SERVICE, open_inference_handlers
 from service.rpc.reflection import public_pool
+from service.rpc.shared_memory import shared_memory_handlers
 from service.rpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, tfserving_handlers
+from service.shared_memory import OFF, SharedMemory
 
 _HEALTH_SERVICE = "grpc.health.v1.Health"
 _SERVICES = (SERVICE, PREDICTION_SERVICE, MODEL_SERVICE)
@@ -37,9 +39,14 @@ class RpcServer:
         address: str,
         max_message_bytes: int,
         request_timeout_s: float,
+        memory: SharedMemory = OFF,
     ) -> None:
         self._handlers = GenericHandlers(
-            {**open_inference_handlers(predictor, is_ready), **tfserving_handlers(predictor)},
+            {
+                **open_inference_handlers(predictor, is_ready, memory),
+                **shared_memory_handlers(SERVICE, memory),
+                **tfserving_handlers(predictor),
+            },
             request_timeout_s=request_timeout_s,
             max_message_bytes=max_message_bytes,
         )

@@ -18,6 +18,7 @@ from service.registry.repository import Kind, Repository, Source
 from service.registry.version import RegistryOptions
 from service.rest.app import KilnApp, RestOptions, rest_app
 from service.rpc.server import RpcServer
+from service.shared_memory import OFF, SharedMemory
 from tests.fakes import FakeModel
 
 MAX_MESSAGE_BYTES = 1 << 20
@@ -46,6 +47,7 @@ async def start_kiln(
     split_oversize: bool = True,
     explicit: bool = False,
     configs: ModelConfigs | None = None,
+    memory: SharedMemory = OFF,
 ) -> Kiln:
     """Serve `models`, each as version 1; the gRPC server listens on a free port of 127.0.0.1."""
     limits = limits or Limits(8, 64, 1 << 20)
@@ -67,8 +69,10 @@ async def start_kiln(
         address="127.0.0.1:0",
         max_message_bytes=MAX_MESSAGE_BYTES,
         request_timeout_s=30.0,
+        memory=memory,
     )
-    app = rest_app(predictor, metrics, health.is_ready, RestOptions(MAX_MESSAGE_BYTES, 100, 30.0, GZIP_MIN_BYTES))
+    options = RestOptions(MAX_MESSAGE_BYTES, 100, 30.0, GZIP_MIN_BYTES, memory)
+    app = rest_app(predictor, metrics, health.is_ready, options)
     await registry.load_all()
     health.loaded = True
     kiln = Kiln(next(iter(models.values())), metrics, registry, health, predictor, app, rpc, limits=limits)

@@ -34,6 +34,17 @@ PATHS = {
     "/v2/repository/models/{model}/load",
     "/v2/repository/models/{model}/unload",
     "/status",
+    *(
+        f"/v2/{kind}sharedmemory/{verb}"
+        for kind in ("system", "cuda")
+        for verb in (
+            "status",
+            "unregister",
+            "region/{region}/status",
+            "region/{region}/register",
+            "region/{region}/unregister",
+        )
+    ),
 }
 """README's table of dialects."""
 
@@ -75,7 +86,8 @@ async def test_path_parameters_are_those_of_the_path(document: dict[str, Any]):
     """None is missing, and none is asked for as a query."""
     for name, operation in operations(document).items():
         declared = [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"]
-        assert sorted(declared) == [part for part in ("label", "model", "version") if f"{{{part}}}" in name], name
+        known = ("label", "model", "region", "version")
+        assert sorted(declared) == [part for part in known if f"{{{part}}}" in name], name
         assert not [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "query"], name
 
 

@@ -44,6 +44,7 @@ ASIDE = {
     "service.settings": {"service.cli", "service.server"},
     "service.logs": {"service.cli"},
     "service.health": {"service.server"},
+    "service.shared_memory": {"service.server", "service.rest", "service.rpc"},
 }
 """What stands beside the rooms, and which of them are handed it."""
 
