@@ -19,6 +19,7 @@ from service.rest.codes import HTTP_STATUS
 from service.rest.http import Asgi, Receive, Scope, Send
 from service.rest.openapi import HOT_PATHS
 from service.rest.openinference import infer_app, metadata_router
+from service.rest.openinference_admin import extensions_router
 from service.rest.tfserving import tfserving_app
 
 
@@ -72,6 +73,7 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
         max_depth=options.max_json_depth,
         timeout_s=options.request_timeout_s,
     )
+    app.include_router(extensions_router(predictor))
     app.include_router(metadata_router(predictor, is_ready))
     app.include_router(admin_router(predictor))
     _add_metrics(app, metrics)

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from service.errors import InvalidArgument
+from service.extensions.classification import CLASSIFICATION, class_count, classified
+from service.extensions.parameters import flag, text, timeout_s
 from service.predictor import Decoded, ModelInfo, Prediction, choose_signature
-from service.registry.lifecycle import INDEX_STATES, VersionStatus
+from service.registry.lifecycle import VersionStatus
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.tensors import (
     Array,
@@ -51,8 +53,9 @@ def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signatu
     Raises:
         InvalidArgument: names the input or output, what was expected and what came.
     """
-    parameter = request.parameters.get("signature_name") if request.parameters else None
-    signature = choose_signature(signatures, parameter.string_param if parameter is not None else "")
+    parameters = plain_parameters(request.parameters) if request.parameters else {}
+    signature = choose_signature(signatures, text(parameters, "signature_name"))
+    flag(parameters, "binary_data_output")
     named = {tensor.name: tensor for tensor in request.inputs}
     check_names(signature, named)
     if len(named) != len(request.inputs):
@@ -61,6 +64,7 @@ def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signatu
         if output.name not in signature.output_by_name:
             known = ", ".join(sorted(signature.output_by_name))
             raise InvalidArgument(f"unknown output {output.name!r}: signature {signature.name!r} gives {known}")
+    class_counts(request, signature)
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidArgument(f"raw_input_contents: {len(request.inputs)} expected, one per input, got {len(raw)}")
@@ -74,7 +78,24 @@ def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signatu
             inputs[spec.name] = unpack_raw(raw[index], spec.dtype, shape, spec.name)
         else:
             inputs[spec.name] = _typed(tensor, spec, shape)
-    return Decoded(signature, inputs)
+    return Decoded(signature, inputs, timeout_s=timeout_s(parameters) if parameters else None)
+
+
+def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, object]:
+    """A message's parameters as plain Python; None for one that carries no value."""
+    choices = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: choice and getattr(parameters[name], choice) for name, choice in choices.items()}
+
+
+def class_counts(request: pb.ModelInferRequest, signature: Signature) -> dict[str, int]:
+    """How many classes are wanted of each output that is wanted so; `InvalidArgument` where that cannot be."""
+    return {
+        output.name: class_count(
+            plain_parameters(output.parameters)[CLASSIFICATION], signature.output_by_name[output.name]
+        )
+        for output in request.outputs
+        if output.parameters and CLASSIFICATION in output.parameters
+    }
 
 
 def _shape(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> tuple[int, ...]:
@@ -123,6 +144,8 @@ def encode_infer(request: pb.ModelInferRequest, prediction: Prediction) -> bytes
     Raises:
         InvalidArgument: an output has no typed contents and raw was not asked for.
     """
+    if counts := class_counts(request, prediction.signature):
+        prediction = classified(prediction, counts)
     response = pb.ModelInferResponse(model_name=prediction.model, model_version=str(prediction.version), id=request.id)
     raw = wants_raw(request)
     names = [output.name for output in request.outputs] or list(prediction.outputs)
@@ -161,17 +184,4 @@ def encode_metadata(info: ModelInfo, status: VersionStatus) -> bytes:
         response.inputs.add(name=spec.name, datatype=spec.dtype.value, shape=spec.wire_shape())
     for spec in signature.outputs:
         response.outputs.add(name=spec.name, datatype=spec.dtype.value, shape=spec.wire_shape())
-    return response.SerializeToString()
-
-
-def encode_index(statuses: list[VersionStatus]) -> bytes:
-    """`RepositoryIndexResponse` of these versions."""
-    response = pb.RepositoryIndexResponse()
-    for status in statuses:
-        response.models.add(
-            name=status.model,
-            version=str(status.version),
-            state=INDEX_STATES[status.state],
-            reason=status.reason,
-        )
     return response.SerializeToString()

@@ -12,6 +12,8 @@ from grpc_reflection.v1alpha import reflection
 from service.predictor import Predictor
 from service.rpc.handlers import GenericHandlers
 from service.rpc.open_inference import SERVICE, open_inference_handlers
+from service.rpc.open_inference_admin import open_inference_admin_handlers
+from service.rpc.open_inference_stream import open_inference_streams
 from service.rpc.reflection import public_pool
 from service.rpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, tfserving_handlers
 
@@ -39,7 +41,12 @@ class RpcServer:
         request_timeout_s: float,
     ) -> None:
         self._handlers = GenericHandlers(
-            {**open_inference_handlers(predictor, is_ready), **tfserving_handlers(predictor)},
+            {
+                **open_inference_handlers(predictor, is_ready),
+                **open_inference_admin_handlers(predictor),
+                **tfserving_handlers(predictor),
+            },
+            open_inference_streams(predictor),
             request_timeout_s=request_timeout_s,
             max_message_bytes=max_message_bytes,
         )
