@@ -245,7 +245,7 @@ def test_every_exception_is_needed():
 
 
 def test_the_predictor_sees_models_only_through_its_protocol():
-    """The use case knows a version's states and statistics and a model's config, and neither registry, batcher nor runtime."""
+    """The use case knows a version's states and statistics and a model's config, and nothing else from below."""
     mine = {each.imported for each in imports() if each.importer == "service.predictor"}
     engine = {name for name in mine if room_of(name) in ("service.registry", "service.batching", "service.runtime")}
     assert engine == {
