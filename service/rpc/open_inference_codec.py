@@ -53,9 +53,8 @@ def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signatu
     Raises:
         InvalidArgument: names the input or output, what was expected and what came.
     """
-    parameters = plain_parameters(request.parameters) if request.parameters else {}
-    signature = choose_signature(signatures, text(parameters, "signature_name"))
-    flag(parameters, "binary_data_output")
+    signature_name, own_timeout_s = _own_parameters(request) if request.parameters else ("", None)
+    signature = choose_signature(signatures, signature_name)
     named = {tensor.name: tensor for tensor in request.inputs}
     check_names(signature, named)
     if len(named) != len(request.inputs):
@@ -64,7 +63,8 @@ def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signatu
         if output.name not in signature.output_by_name:
             known = ", ".join(sorted(signature.output_by_name))
             raise InvalidArgument(f"unknown output {output.name!r}: signature {signature.name!r} gives {known}")
-    class_counts(request, signature)
+    if request.outputs:
+        class_counts(request, signature)  # only to refuse what cannot be
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidArgument(f"raw_input_contents: {len(request.inputs)} expected, one per input, got {len(raw)}")
@@ -78,7 +78,14 @@ def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signatu
             inputs[spec.name] = unpack_raw(raw[index], spec.dtype, shape, spec.name)
         else:
             inputs[spec.name] = _typed(tensor, spec, shape)
-    return Decoded(signature, inputs, timeout_s=timeout_s(parameters) if parameters else None)
+    return Decoded(signature, inputs, timeout_s=own_timeout_s)
+
+
+def _own_parameters(request: pb.ModelInferRequest) -> tuple[str, float | None]:
+    """The signature's name, and the timeout in seconds; all parameters that are known are checked."""
+    parameters = plain_parameters(request.parameters)
+    flag(parameters, "binary_data_output")
+    return text(parameters, "signature_name"), timeout_s(parameters)
 
 
 def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, object]:
@@ -144,7 +151,7 @@ def encode_infer(request: pb.ModelInferRequest, prediction: Prediction) -> bytes
     Raises:
         InvalidArgument: an output has no typed contents and raw was not asked for.
     """
-    if counts := class_counts(request, prediction.signature):
+    if request.outputs and (counts := class_counts(request, prediction.signature)):
         prediction = classified(prediction, counts)
     response = pb.ModelInferResponse(model_name=prediction.model, model_version=str(prediction.version), id=request.id)
     raw = wants_raw(request)
