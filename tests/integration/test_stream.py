@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
@@ -12,8 +12,10 @@ import pytest
 import pytest_asyncio
 from grpc import StatusCode
 
+from service.errors import Overloaded
 from service.rpc import open_inference_stream
 from service.rpc._generated.inference import open_inference_pb2 as oip
+from service.rpc.handlers import Bounds, GenericHandlers
 from tests.integration.conftest import MAX_MESSAGE_BYTES, Kiln
 from tests.integration.load import batcher_of, busy, entered, queued
 from tests.integration.rpc import OIP, infer_request
@@ -217,3 +219,32 @@ async def test_a_message_has_its_own_timeout(kiln: Kiln, channel: Any):
         assert response.infer_response.id == "short"
         assert "the deadline passed" in response.error_message
     assert value_of(await receive(call)) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (Overloaded("too much", 2.0), StatusCode.RESOURCE_EXHAUSTED, "too much"),
+        (ZeroDivisionError("secret"), StatusCode.INTERNAL, "an internal error occurred; the server's log has it"),
+    ],
+)
+async def test_a_handler_that_raises_ends_its_stream(error: Exception, code: StatusCode, text: str):
+    """With the error's status, after the answers before it; whatever nobody foresaw is told without its text."""
+
+    async def stream(messages: AsyncIterator[bytes], bounds: Bounds) -> AsyncGenerator[bytes, None]:
+        yield b"first"
+        raise error
+
+    server = grpc.aio.server()
+    handlers = GenericHandlers({}, {"/a/Stream": stream}, request_timeout_s=1.0, max_message_bytes=1024)
+    server.add_generic_rpc_handlers((handlers,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_stream("/a/Stream")()
+        assert await call.read() == b"first"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert (refused.value.code(), refused.value.details()) == (code, text)
+        assert dict(await call.trailing_metadata()) == ({"retry-after": "2"} if isinstance(error, Overloaded) else {})
+    await server.stop(0.0)
