@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -90,13 +90,15 @@ class TensorSpec:
     """One input or output of a signature.
 
     `shape` has None for a dimension of any size, and is None where even the rank is open.
-    `graph_name` is the tensor's name inside the graph (``serving_default_x:0``).
+    `graph_name` is the tensor's name inside the graph (``serving_default_x:0``); `labels` are the
+    names of an output's classes, if there are any.
     """
 
     name: str
     dtype: DataType
     shape: tuple[int | None, ...] | None
     graph_name: str = ""
+    labels: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_batched(self) -> bool:

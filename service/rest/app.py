@@ -19,6 +19,7 @@ from service.rest.codes import HTTP_STATUS
 from service.rest.http import Asgi, Receive, Scope, Send
 from service.rest.openapi import HOT_PATHS
 from service.rest.openinference import infer_app, metadata_router
+from service.rest.openinference_admin import extensions_router
 from service.rest.shared_memory import shared_memory_router
 from service.rest.tfserving import tfserving_app
 from service.shared_memory import OFF, SharedMemory
@@ -79,8 +80,9 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
         timeout_s=options.request_timeout_s,
         gzip_min_bytes=options.gzip_min_bytes,
     )
-    app.include_router(metadata_router(predictor, is_ready, options.memory))
     app.include_router(shared_memory_router(options.memory))
+    app.include_router(extensions_router(predictor))
+    app.include_router(metadata_router(predictor, is_ready, options.memory))
     app.include_router(admin_router(predictor))
     _add_metrics(app, metrics)
     app.add_exception_handler(KilnError, _kiln_error)

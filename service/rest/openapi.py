@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from service import __version__
+from service.predictor import EXTENSIONS
+
 _DIGIT = [
     [0, 0, 0, 1, 11, 0, 0, 0],
     [0, 0, 0, 7, 8, 0, 0, 0],
@@ -23,7 +26,8 @@ _TFSERVING = "TensorFlow Serving"
 _OIP = "Open Inference Protocol v2"
 
 
-SERVER = {"name": "kiln", "version": "0.1.0", "extensions": ["binary_tensor_data", "model_repository", "parameters"]}
+SERVER = {"name": "kiln", "version": __version__, "extensions": list(EXTENSIONS)}
+MODELS = {"models": ["digits"]}
 HEALTH = {"live": True, "ready": True}
 INDEX = [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
 STATUS = [
@@ -261,7 +265,12 @@ _INFER = {
                     "one digit": {
                         "id": "42",
                         "inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32", "data": _FLAT}],
-                    }
+                    },
+                    "the three best classes, within 0.1 s": {
+                        "parameters": {"timeout": 100000},
+                        "inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32", "data": _FLAT}],
+                        "outputs": [{"name": "output_0", "parameters": {"classification": 3}}],
+                    },
                 },
                 {
                     "type": "object",
@@ -287,7 +296,19 @@ _INFER = {
                         "model_version": "1",
                         "id": "42",
                         "outputs": [{"name": "output_0", "datatype": "FP32", "shape": [1, 10], "data": _PROBABILITIES}],
-                    }
+                    },
+                    "the three best classes": {
+                        "model_name": "digits",
+                        "model_version": "1",
+                        "outputs": [
+                            {
+                                "name": "output_0",
+                                "datatype": "BYTES",
+                                "shape": [1, 3],
+                                "data": ["0.990000:4", "0.010000:8", "0.000000:0"],
+                            }
+                        ],
+                    },
                 },
                 {"type": "object"},
             ),

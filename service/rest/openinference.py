@@ -27,7 +27,7 @@ from service.rest.http import (
     header,
     read_body,
 )
-from service.rest.openapi import HEALTH, MODEL, MODEL_READY, SERVER, error_responses
+from service.rest.openapi import HEALTH, MODEL, MODEL_READY, MODELS, SERVER, error_responses
 from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
 from service.shared_memory import SharedMemory
 from service.tensors import Signature
@@ -115,14 +115,23 @@ def metadata_router(predictor: Predictor, is_ready: Callable[[], bool], memory: 
     router = APIRouter(tags=["Open Inference Protocol v2"])
     engine = predictor.engine
 
+    @router.head("/v2", include_in_schema=False)
+    @router.head("/v2/", include_in_schema=False)
+    @router.get("/v2/", include_in_schema=False)
     @router.get("/v2", summary="Server metadata", responses=_example(SERVER))
     async def server_metadata() -> dict[str, Any]:
         return {"name": SERVER_NAME, "version": __version__, "extensions": [*EXTENSIONS, *memory.extensions]}
 
+    @router.get("/v2/models", summary="Names of all models", responses=_example(MODELS))
+    async def models() -> dict[str, list[str]]:
+        return {"models": engine.model_names()}
+
+    @router.head("/v2/health/live", include_in_schema=False)
     @router.get("/v2/health/live", summary="Whether the server is alive", responses=_example(HEALTH))
     async def live() -> dict[str, bool]:
         return {"live": True, "ready": is_ready()}
 
+    @router.head("/v2/health/ready", include_in_schema=False)
     @router.get("/v2/health/ready", summary="Whether the server takes requests; 503 if not", responses=_example(HEALTH))
     async def ready(response: Response) -> dict[str, bool]:
         if not is_ready():
@@ -141,6 +150,7 @@ def metadata_router(predictor: Predictor, is_ready: Callable[[], bool], memory: 
     async def version_metadata(model: str = ModelName, version: str = Version) -> dict[str, Any]:
         return model_metadata(engine.describe(model_ref(model, version)))
 
+    @router.head("/v2/models/{model}/ready", include_in_schema=False)
     @router.get(
         "/v2/models/{model}/ready",
         summary="Whether the model can be asked; 503 if not",
@@ -149,6 +159,7 @@ def metadata_router(predictor: Predictor, is_ready: Callable[[], bool], memory: 
     async def model_ready(response: Response, model: str = ModelName) -> dict[str, Any]:
         return _readiness(response, engine, model_ref(model, None))
 
+    @router.head("/v2/models/{model}/versions/{version}/ready", include_in_schema=False)
     @router.get(
         "/v2/models/{model}/versions/{version}/ready",
         summary="Whether one version can be asked",

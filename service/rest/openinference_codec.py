@@ -15,6 +15,8 @@ import numpy as np
 import simdjson
 
 from service.errors import InvalidArgument
+from service.extensions.classification import CLASSIFICATION, class_count, classified
+from service.extensions.parameters import timeout_s
 from service.predictor import Decoded, Prediction, choose_signature
 from service.rest.json_codec import Document, count_lists, dumps, flat_array, jsonable, plain, quote
 from service.shared_memory import OFF, Extent, SharedMemory
@@ -34,6 +36,9 @@ class Wanted:
     """Name of each output asked for, and whether as binary; empty asks for all."""
     extents: dict[str, Extent] = field(default_factory=dict)
     """Where in shared memory those outputs go that are wanted there, binary or not."""
+    classes: dict[str, Any] = field(default_factory=dict)
+    """How many classes are asked for of each output that is wanted as classes."""
+    timeout_s: float | None = None
 
 
 def decode_infer(
@@ -66,6 +71,8 @@ def decode_infer(
         if name not in signature.output_by_name:
             known = ", ".join(sorted(signature.output_by_name))
             raise InvalidArgument(f"unknown output {name!r}: signature {signature.name!r} gives {known}")
+    for name, count in wanted.classes.items():
+        class_count(count, signature.output_by_name[name])
     tail = _Tail(body, len(text), memory)
     most_lists = _most_lists(document, tensors)
     inputs = {
@@ -73,7 +80,7 @@ def decode_infer(
         for name, tensor in named.items()
     }
     tail.check_used()
-    return Decoded(signature, inputs), wanted
+    return Decoded(signature, inputs, timeout_s=wanted.timeout_s), wanted
 
 
 def _decode_raw(body: bytes, signature: Signature) -> tuple[Decoded, Wanted]:
@@ -195,6 +202,8 @@ def _wanted(document: Document, memory: SharedMemory) -> Wanted:
     if not isinstance(signature_name, str):
         raise InvalidArgument(f"parameter signature_name: a string expected, got {quote(signature_name)}")
     wanted = Wanted(request_id, signature_name, _flag(parameters, "binary_data_output", default=False))
+    if parameters:
+        wanted.timeout_s = timeout_s(parameters)
     outputs = document.get("outputs")
     if outputs is not None:
         for output in _list_of_objects(outputs, "outputs"):
@@ -203,6 +212,8 @@ def _wanted(document: Document, memory: SharedMemory) -> Wanted:
             extent = memory.extent(own, f"output {output['name']!r}") if own else None
             if extent is not None:
                 wanted.extents[output["name"]] = extent
+            if CLASSIFICATION in own:
+                wanted.classes[output["name"]] = own[CLASSIFICATION]
     return wanted
 
 
@@ -231,6 +242,8 @@ def encode_infer(prediction: Prediction, wanted: Wanted) -> tuple[bytes, int | N
             larger than its place in shared memory.
         FailedPrecondition: as `Extent.write`.
     """
+    if wanted.classes:
+        prediction = classified(prediction, wanted.classes)
     asked = wanted.outputs or dict.fromkeys(prediction.outputs, wanted.binary)
     outputs, blobs = [], []
     for name, binary in asked.items():

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Path, Request
 
 from service.errors import InvalidArgument
-from service.rest.admin import answer_example, body_example, read_json
+from service.rest.admin import answers, body_of, json_object
 from service.rest.json_codec import quote
 from service.rest.openapi import REGION, REGIONS
 from service.shared_memory import Region, SharedMemory, cuda_unknown, cuda_unsupported
@@ -21,14 +21,14 @@ def shared_memory_router(memory: SharedMemory) -> APIRouter:
     """Regions of system shared memory: what there are, a new one, one or all gone."""
     router = APIRouter(tags=[_TAG])
 
-    @router.get(f"{_SYSTEM}/status", summary="All registered regions", responses=answer_example(REGIONS, 400))
+    @router.get(f"{_SYSTEM}/status", summary="All registered regions", responses=answers(REGIONS, 400))
     async def status() -> list[dict[str, Any]]:
         return [_told(region) for region in memory.status()]
 
     @router.get(
         f"{_SYSTEM}/region/{{region}}/status",
         summary="One registered region",
-        responses=answer_example(REGIONS, 400, 404),
+        responses=answers(REGIONS, 400, 404),
     )
     async def region_status(region: str = RegionName) -> list[dict[str, Any]]:
         return [_told(each) for each in memory.status(region)]
@@ -36,11 +36,11 @@ def shared_memory_router(memory: SharedMemory) -> APIRouter:
     @router.post(
         f"{_SYSTEM}/region/{{region}}/register",
         summary="Give a name to a part of a shared memory object",
-        responses=answer_example({}, 400, 409),
-        openapi_extra=body_example(REGION),
+        responses=answers({}, 400, 409),
+        openapi_extra=body_of(REGION),
     )
     async def register(request: Request, region: str = RegionName) -> dict[str, Any]:
-        body = await read_json(request)
+        body = await json_object(request)
         key = body.get("key")
         if not isinstance(key, str):
             raise InvalidArgument(f"'key': the name of a shared memory object expected, got {quote(key)}")
@@ -52,8 +52,8 @@ def shared_memory_router(memory: SharedMemory) -> APIRouter:
     @router.post(
         f"{_SYSTEM}/region/{{region}}/unregister",
         summary="Let a region go; one that is not there is no error",
-        responses=answer_example({}, 400),
-        openapi_extra=body_example({}),
+        responses=answers({}, 400),
+        openapi_extra=body_of({}),
     )
     async def unregister(region: str = RegionName) -> dict[str, Any]:
         memory.unregister(region)
@@ -62,8 +62,8 @@ def shared_memory_router(memory: SharedMemory) -> APIRouter:
     @router.post(
         f"{_SYSTEM}/unregister",
         summary="Let all regions go",
-        responses=answer_example({}, 400),
-        openapi_extra=body_example({}),
+        responses=answers({}, 400),
+        openapi_extra=body_of({}),
     )
     async def unregister_all() -> dict[str, Any]:
         memory.unregister()
@@ -76,19 +76,19 @@ def shared_memory_router(memory: SharedMemory) -> APIRouter:
 def _add_cuda(router: APIRouter) -> None:
     """What a client that cleans up or probes asks of CUDA memory: there is none, and none can be registered."""
 
-    @router.get(f"{_CUDA}/status", summary="No regions: GPU memory is not shared", responses=answer_example([]))
+    @router.get(f"{_CUDA}/status", summary="No regions: GPU memory is not shared", responses=answers([]))
     async def status() -> list[dict[str, Any]]:
         return []
 
-    @router.get(f"{_CUDA}/region/{{region}}/status", summary="No such region", responses=answer_example([], 404))
+    @router.get(f"{_CUDA}/region/{{region}}/status", summary="No such region", responses=answers([], 404))
     async def region_status(region: str = RegionName) -> list[dict[str, Any]]:
         raise cuda_unknown(region)
 
     @router.post(
         f"{_CUDA}/region/{{region}}/register",
         summary="Refused: GPU memory is not shared",
-        responses=answer_example({}, 501),
-        openapi_extra=body_example({"raw_handle": {"b64": ""}, "device_id": 0, "byte_size": 256}),
+        responses=answers({}, 501),
+        openapi_extra=body_of({"raw_handle": {"b64": ""}, "device_id": 0, "byte_size": 256}),
     )
     async def register(region: str = RegionName) -> dict[str, Any]:  # noqa: ARG001
         raise cuda_unsupported()
@@ -96,8 +96,8 @@ def _add_cuda(router: APIRouter) -> None:
     @router.post(
         f"{_CUDA}/region/{{region}}/unregister",
         summary="Nothing to let go",
-        responses=answer_example({}),
-        openapi_extra=body_example({}),
+        responses=answers({}),
+        openapi_extra=body_of({}),
     )
     async def unregister(region: str = RegionName) -> dict[str, Any]:  # noqa: ARG001
         return {}
@@ -105,8 +105,8 @@ def _add_cuda(router: APIRouter) -> None:
     @router.post(
         f"{_CUDA}/unregister",
         summary="Nothing to let go",
-        responses=answer_example({}),
-        openapi_extra=body_example({}),
+        responses=answers({}),
+        openapi_extra=body_of({}),
     )
     async def unregister_all() -> dict[str, Any]:
         return {}

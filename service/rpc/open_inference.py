@@ -1,4 +1,4 @@
-"""``inference.GRPCInferenceService``: the Open Inference Protocol v2 over gRPC."""
+"""``inference.GRPCInferenceService``: the Open Inference Protocol v2 over gRPC, less what operators ask."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from service.registry.lifecycle import State
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.rpc.handlers import Handlers
 from service.rpc.messages import parse
-from service.rpc.open_inference_codec import (
-    decode_infer,
-    encode_index,
-    encode_infer,
-    encode_metadata,
-    output_extents,
-)
+from service.rpc.open_inference_codec import decode_infer, encode_infer, encode_metadata, output_extents
 from service.shared_memory import SharedMemory
 
 SERVICE = "inference.GRPCInferenceService"
@@ -29,10 +23,7 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool], 
 
     async def infer(data: bytes, deadline: float) -> bytes:
         request = parse(pb.ModelInferRequest, data)
-        with predictor.request(_ref(request.model_name, request.model_version), "grpc-v2") as counted:
-            extents = output_extents(request, memory) if request.outputs else {}
-            prediction = await counted.predict(deadline, lambda signatures: decode_infer(request, signatures, memory))
-            return encode_infer(request, prediction, extents)
+        return await answer_infer(predictor, memory, request, deadline)
 
     async def live(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         return pb.ServerLiveResponse(live=True).SerializeToString()
@@ -42,7 +33,7 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool], 
 
     async def model_ready(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         request = parse(pb.ModelReadyRequest, data)
-        states = [status.state for status in engine.statuses(_ref(request.name, request.version))]
+        states = [status.state for status in engine.statuses(model_ref(request.name, request.version))]
         return pb.ModelReadyResponse(ready=State.READY in states).SerializeToString()
 
     async def server_metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
@@ -52,22 +43,8 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool], 
 
     async def model_metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         request = parse(pb.ModelMetadataRequest, data)
-        info = engine.describe(_ref(request.name, request.version))
+        info = engine.describe(model_ref(request.name, request.version))
         return encode_metadata(info, engine.statuses(ModelRef(info.name, info.version))[0])
-
-    async def index(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
-        request = parse(pb.RepositoryIndexRequest, data)
-        return encode_index([s for s in engine.all_statuses() if not request.ready or s.state is State.READY])
-
-    async def load(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
-        request = parse(pb.RepositoryModelLoadRequest, data)
-        await engine.load(request.model_name or request.repository_name)
-        return pb.RepositoryModelLoadResponse().SerializeToString()
-
-    async def unload(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
-        request = parse(pb.RepositoryModelUnloadRequest, data)
-        await engine.unload(request.model_name or request.repository_name)
-        return pb.RepositoryModelUnloadResponse().SerializeToString()
 
     methods = {
         "ModelInfer": infer,
@@ -76,14 +53,21 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool], 
         "ModelReady": model_ready,
         "ServerMetadata": server_metadata,
         "ModelMetadata": model_metadata,
-        "RepositoryIndex": index,
-        "RepositoryModelLoad": load,
-        "RepositoryModelUnload": unload,
     }
     return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
 
 
-def _ref(name: str, version: str) -> ModelRef:
+async def answer_infer(
+    predictor: Predictor, memory: SharedMemory, request: pb.ModelInferRequest, deadline: float
+) -> bytes:
+    """The bytes of a `ModelInferResponse`."""
+    with predictor.request(model_ref(request.model_name, request.model_version), "grpc-v2") as counted:
+        extents = output_extents(request, memory) if request.outputs else {}
+        prediction = await counted.predict(deadline, lambda signatures: decode_infer(request, signatures, memory))
+        return encode_infer(request, prediction, extents)
+
+
+def model_ref(name: str, version: str) -> ModelRef:
     """Versions are text in this protocol; one that is no integer exists for no model."""
     if not version:
         return ModelRef(name)

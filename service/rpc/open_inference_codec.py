@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from service.errors import InvalidArgument
+from service.extensions.classification import CLASSIFICATION, class_count, classified
+from service.extensions.parameters import flag, text, timeout_s
 from service.predictor import Decoded, ModelInfo, Prediction, choose_signature
-from service.registry.lifecycle import INDEX_STATES, VersionStatus
+from service.registry.lifecycle import VersionStatus
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.shared_memory import OFF, Extent, SharedMemory
 from service.tensors import (
@@ -57,8 +59,8 @@ def decode_infer(
         InvalidArgument: names the input or output, what was expected and what came.
         NotFound, TooLarge, FailedPrecondition: as `SharedMemory.extent` and `Extent.read`.
     """
-    parameter = request.parameters.get("signature_name") if request.parameters else None
-    signature = choose_signature(signatures, parameter.string_param if parameter is not None else "")
+    signature_name, own_timeout_s = _own_parameters(request) if request.parameters else ("", None)
+    signature = choose_signature(signatures, signature_name)
     named = {tensor.name: tensor for tensor in request.inputs}
     check_names(signature, named)
     if len(named) != len(request.inputs):
@@ -68,6 +70,8 @@ def decode_infer(
             known = ", ".join(sorted(signature.output_by_name))
             raise InvalidArgument(f"unknown output {output.name!r}: signature {signature.name!r} gives {known}")
     extents = _extents(named, "input", memory)
+    if request.outputs:
+        class_counts(request, signature)  # only to refuse what cannot be
     raw = request.raw_input_contents
     count = len(request.inputs) - len(extents)
     if raw and len(raw) != count:
@@ -79,18 +83,43 @@ def decode_infer(
         spec = signature.input_by_name[name]
         shape = _shape(tensor, spec)
         if name in extents:
-            if tensor.HasField("contents"):
-                raise InvalidArgument(
-                    f"input {spec.name!r}: contents beside shared_memory_region: one of them expected"
-                )
-            inputs[spec.name] = unpack_raw(extents[name].read(), spec.dtype, shape, spec.name)
+            _check_no_contents(tensor, "shared_memory_region")
+            inputs[name] = unpack_raw(extents[name].read(), spec.dtype, shape, name)
         elif raw:
-            if tensor.HasField("contents"):
-                raise InvalidArgument(f"input {spec.name!r}: contents and raw_input_contents are both given")
-            inputs[spec.name] = unpack_raw(next(contents), spec.dtype, shape, spec.name)
+            _check_no_contents(tensor, "raw_input_contents")
+            inputs[name] = unpack_raw(next(contents), spec.dtype, shape, name)
         else:
-            inputs[spec.name] = _typed(tensor, spec, shape)
-    return Decoded(signature, inputs)
+            inputs[name] = _typed(tensor, spec, shape)
+    return Decoded(signature, inputs, timeout_s=own_timeout_s)
+
+
+def _check_no_contents(tensor: pb.ModelInferRequest.InferInputTensor, beside: str) -> None:
+    if tensor.HasField("contents"):
+        raise InvalidArgument(f"input {tensor.name!r}: contents beside {beside}: one of them expected")
+
+
+def _own_parameters(request: pb.ModelInferRequest) -> tuple[str, float | None]:
+    """The signature's name, and the timeout in seconds; all parameters that are known are checked."""
+    parameters = plain_parameters(request.parameters)
+    flag(parameters, "binary_data_output")
+    return text(parameters, "signature_name"), timeout_s(parameters)
+
+
+def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, object]:
+    """A message's parameters as plain Python; None for one that carries no value."""
+    choices = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: choice and getattr(parameters[name], choice) for name, choice in choices.items()}
+
+
+def class_counts(request: pb.ModelInferRequest, signature: Signature) -> dict[str, int]:
+    """How many classes are wanted of each output that is wanted so; `InvalidArgument` where that cannot be."""
+    return {
+        output.name: class_count(
+            plain_parameters(output.parameters)[CLASSIFICATION], signature.output_by_name[output.name]
+        )
+        for output in request.outputs
+        if output.parameters and CLASSIFICATION in output.parameters
+    }
 
 
 def output_extents(request: pb.ModelInferRequest, memory: SharedMemory) -> dict[str, Extent]:
@@ -103,16 +132,10 @@ def _extents(named: Mapping[str, Any], kind: str, memory: SharedMemory) -> dict[
     extents = {}
     for name, tensor in named.items():
         if tensor.parameters:
-            extent = memory.extent(_plain(tensor.parameters), f"{kind} {name!r}")
+            extent = memory.extent(plain_parameters(tensor.parameters), f"{kind} {name!r}")
             if extent is not None:
                 extents[name] = extent
     return extents
-
-
-def _plain(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
-    """Parameters as Python values; None for one that is not set."""
-    chosen = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
-    return {name: getattr(parameters[name], choice) if choice else None for name, choice in chosen.items()}
 
 
 def _shape(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> tuple[int, ...]:
@@ -171,6 +194,8 @@ def encode_infer(
             its place in shared memory.
         FailedPrecondition: as `Extent.write`.
     """
+    if request.outputs and (counts := class_counts(request, prediction.signature)):
+        prediction = classified(prediction, counts)
     response = pb.ModelInferResponse(model_name=prediction.model, model_version=str(prediction.version), id=request.id)
     raw = wants_raw(request)
     names = [output.name for output in request.outputs] or list(prediction.outputs)
@@ -225,17 +250,4 @@ def encode_metadata(info: ModelInfo, status: VersionStatus) -> bytes:
         response.inputs.add(name=spec.name, datatype=spec.dtype.value, shape=spec.wire_shape())
     for spec in signature.outputs:
         response.outputs.add(name=spec.name, datatype=spec.dtype.value, shape=spec.wire_shape())
-    return response.SerializeToString()
-
-
-def encode_index(statuses: list[VersionStatus]) -> bytes:
-    """`RepositoryIndexResponse` of these versions."""
-    response = pb.RepositoryIndexResponse()
-    for status in statuses:
-        response.models.add(
-            name=status.model,
-            version=str(status.version),
-            state=INDEX_STATES[status.state],
-            reason=status.reason,
-        )
     return response.SerializeToString()

@@ -12,6 +12,8 @@ from grpc_reflection.v1alpha import reflection
 from service.predictor import Predictor
 from service.rpc.handlers import GenericHandlers
 from service.rpc.open_inference import SERVICE, open_inference_handlers
+from service.rpc.open_inference_admin import open_inference_admin_handlers
+from service.rpc.open_inference_stream import open_inference_streams
 from service.rpc.reflection import public_pool
 from service.rpc.shared_memory import shared_memory_handlers
 from service.rpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, tfserving_handlers
@@ -44,9 +46,11 @@ class RpcServer:
         self._handlers = GenericHandlers(
             {
                 **open_inference_handlers(predictor, is_ready, memory),
+                **open_inference_admin_handlers(predictor),
                 **shared_memory_handlers(SERVICE, memory),
                 **tfserving_handlers(predictor),
             },
+            open_inference_streams(predictor, memory),
             request_timeout_s=request_timeout_s,
             max_message_bytes=max_message_bytes,
         )

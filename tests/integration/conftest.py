@@ -71,8 +71,8 @@ async def start_kiln(
         request_timeout_s=30.0,
         memory=memory,
     )
-    options = RestOptions(MAX_MESSAGE_BYTES, 100, 30.0, GZIP_MIN_BYTES, memory)
-    app = rest_app(predictor, metrics, health.is_ready, options)
+    rest_options = RestOptions(MAX_MESSAGE_BYTES, 100, 30.0, GZIP_MIN_BYTES, memory)
+    app = rest_app(predictor, metrics, health.is_ready, rest_options)
     await registry.load_all()
     health.loaded = True
     kiln = Kiln(next(iter(models.values())), metrics, registry, health, predictor, app, rpc, limits=limits)

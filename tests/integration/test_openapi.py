@@ -25,11 +25,16 @@ PATHS = {
         for version in ("", "/versions/{version}", "/labels/{label}")
         for model, verbs in {
             "/v1/models/{model}": ("", "/metadata", ":predict", ":classify", ":regress"),
-            "/v2/models/{model}": ("", "/ready", "/infer"),
+            "/v2/models/{model}": ("", "/ready", "/infer", "/stats", "/config"),
         }.items()
         for verb in verbs
         if model.startswith("/v1") or version != "/labels/{label}"
     ),
+    "/v2/models",
+    "/v2/models/stats",
+    "/v2/models/{model}/trace/setting",
+    "/v2/trace/setting",
+    "/v2/logging",
     "/v2/repository/index",
     "/v2/repository/models/{model}/load",
     "/v2/repository/models/{model}/unload",

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from service import __version__
+from service.predictor import EXTENSIONS
 from service.registry.lifecycle import State
 from service.tensors import DataType
 from tests.fakes import DOUBLE, FakeModel
@@ -128,7 +129,7 @@ async def test_server_metadata(client: Client):
     assert response.json == {
         "name": "kiln",
         "version": __version__,
-        "extensions": ["binary_tensor_data", "model_repository", "parameters"],
+        "extensions": list(EXTENSIONS),
     }
 
 

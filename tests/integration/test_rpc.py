@@ -15,6 +15,7 @@ from grpc import StatusCode
 
 from service import __version__
 from service.errors import INTERNAL_ERROR
+from service.predictor import EXTENSIONS
 from service.rpc._generated.inference import open_inference_pb2 as oip
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
 from service.rpc.server import RpcServer
@@ -43,7 +44,7 @@ async def test_liveness_and_server_metadata(caller: Caller):
     assert (await caller.ask(f"{OIP}/ServerLive", b"", oip.ServerLiveResponse)).live
     metadata = await caller.ask(f"{OIP}/ServerMetadata", b"", oip.ServerMetadataResponse)
     assert (metadata.name, metadata.version) == ("kiln", __version__)
-    assert list(metadata.extensions) == ["binary_tensor_data", "model_repository", "parameters"]
+    assert tuple(metadata.extensions) == EXTENSIONS
 
 
 @pytest.mark.parametrize(("phase", "ready"), [("ready", True), ("loading", False), ("draining", False)])
@@ -168,7 +169,6 @@ async def test_model_status(caller: Caller):
         (f"{PREDICTION}/MultiInference", b"", StatusCode.INVALID_ARGUMENT, "tasks: at least one expected, got none"),
         (f"{MODEL}/HandleReloadConfigRequest", b"", StatusCode.INVALID_ARGUMENT, "config: a model_config_list"),
         (f"{OIP}/Nothing", b"", StatusCode.UNIMPLEMENTED, "Method not found"),
-        (f"{OIP}/ModelStreamInfer", b"", StatusCode.UNIMPLEMENTED, "Method not found"),
     ],
 )
 async def test_statuses(caller: Caller, method: str, request_: Any, code: StatusCode, text: str):

@@ -387,7 +387,7 @@ def test_grpc_raw_contents_are_of_the_other_inputs(memory: SharedMemory):
     data = rpc.encode_infer(request, answer, rpc.output_extents(request, memory))
     response = pb.ModelInferResponse.FromString(data)
     assert list(response.raw_output_contents) == [np.float32(1.5).tobytes(), b"", b"\7\0"]
-    assert rpc._plain(response.outputs[1].parameters) == place("r", 6, 32)
+    assert rpc.plain_parameters(response.outputs[1].parameters) == place("r", 6, 32)
     assert extent(memory, "r", 6, 32).read() == b"\2\0\0\0de"
 
 
