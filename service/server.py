@@ -18,6 +18,7 @@ import uvicorn
 from service import __version__
 from service.batching.queue import Limits
 from service.batching.runner import ThreadRunner
+from service.bounds import Bounds
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -85,6 +86,7 @@ async def _serve(settings: Settings) -> bool:
         address=f"{settings.host}:{settings.grpc_port}",
         max_message_bytes=settings.max_message_bytes,
         request_timeout_s=settings.request_timeout_s,
+        bounds=Bounds(settings.max_tensor_elements, settings.max_string_bytes),
     )
     rest = _Rest(predictor, metrics, health, settings)
     grpc_port = await rpc.start()
@@ -144,7 +146,8 @@ class _Rest:
     """uvicorn in this event loop, on a socket of our own."""
 
     def __init__(self, predictor: Predictor, metrics: Metrics, health: Health, settings: Settings) -> None:
-        options = RestOptions(settings.max_message_bytes, settings.max_json_depth, settings.request_timeout_s)
+        bounds = Bounds(settings.max_tensor_elements, settings.max_string_bytes)
+        options = RestOptions(settings.max_message_bytes, settings.max_json_depth, settings.request_timeout_s, bounds)
         self._address = (settings.host, settings.rest_port)
         config = uvicorn.Config(
             rest_app(predictor, metrics, health.is_ready, options),

@@ -64,6 +64,15 @@ class Settings(BaseSettings):
     max_json_depth: int = Field(
         100, ge=4, le=500, description="deepest nesting of a JSON body", json_schema_extra=_unit("levels")
     )
+    max_tensor_elements: int = Field(
+        2**24, ge=1, le=2**40, description="most elements of one tensor of a request; a string counts as 16"
+    )
+    max_string_bytes: int = Field(
+        32 * 2**20,
+        ge=1,
+        description="longest string that is an element of a tensor of a request",
+        json_schema_extra=_unit("bytes"),
+    )
     request_timeout_s: float = Field(
         30.0, gt=0, description="deadline of a request that states none", json_schema_extra=_unit("seconds")
     )

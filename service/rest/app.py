@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from service import __version__
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import INTERNAL_ERROR, KilnError
 from service.metrics import CONTENT_TYPE, Metrics
 from service.predictor import Predictor
@@ -29,6 +30,7 @@ class RestOptions:
     max_message_bytes: int
     max_json_depth: int
     request_timeout_s: float
+    bounds: Bounds = DEFAULT_BOUNDS
 
 
 class KilnApp(FastAPI):
@@ -65,12 +67,14 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
         max_bytes=options.max_message_bytes,
         max_depth=options.max_json_depth,
         timeout_s=options.request_timeout_s,
+        bounds=options.bounds,
     )
     app.tfserving = tfserving_app(
         predictor,
         max_bytes=options.max_message_bytes,
         max_depth=options.max_json_depth,
         timeout_s=options.request_timeout_s,
+        bounds=options.bounds,
     )
     app.include_router(metadata_router(predictor, is_ready))
     app.include_router(admin_router(predictor))

@@ -10,6 +10,7 @@ import orjson
 from fastapi import APIRouter, Path, Response
 
 from service import __version__
+from service.bounds import Bounds
 from service.errors import InvalidArgument, NotFound
 from service.predictor import EXTENSIONS, SERVER_NAME, Decoded, Engine, ModelRef, Predictor
 from service.registry.lifecycle import State
@@ -26,7 +27,7 @@ ModelName = Path(description="name of the model", examples=["digits"])
 Version = Path(description="version of the model", examples=["1"])
 
 
-def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float) -> Asgi:
+def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float, bounds: Bounds) -> Asgi:
     """The ASGI callable for ``POST /v2/models/{m}[/versions/{v}]/infer``."""
 
     async def infer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,7 +47,7 @@ def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 nonlocal wanted
-                decoded, wanted = decode_infer(body, length, signatures, max_depth)
+                decoded, wanted = decode_infer(body, length, signatures, max_depth, bounds)
                 return decoded
 
             prediction = await request.predict(due, decode)

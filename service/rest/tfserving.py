@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from service.bounds import Bounds
 from service.errors import Code, InvalidArgument, NotFound, Unimplemented
 from service.predictor import Decoded, ModelRef, Predictor
 from service.registry.lifecycle import State, VersionStatus
@@ -31,7 +32,7 @@ _STATES = {
 _LARGEST_VERSION = 2**63 - 1
 
 
-def tfserving_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float) -> Asgi:
+def tfserving_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float, bounds: Bounds) -> Asgi:
     """The ASGI callable for every path under ``/v1``."""
 
     async def predict(scope: Scope, receive: Receive, send: Send, ref: ModelRef) -> None:
@@ -42,7 +43,7 @@ def tfserving_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeo
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 nonlocal form
-                decoded, form = decode_predict(body, signatures, max_depth)
+                decoded, form = decode_predict(body, signatures, max_depth, bounds)
                 return decoded
 
             content = encode_predict(await request.predict(due, decode), form)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from service import __version__
+from service.bounds import Bounds
 from service.errors import NotFound
 from service.predictor import EXTENSIONS, SERVER_NAME, ModelRef, Predictor
 from service.registry.lifecycle import State
@@ -16,14 +17,14 @@ from service.rpc.open_inference_codec import decode_infer, encode_index, encode_
 SERVICE = "inference.GRPCInferenceService"
 
 
-def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool]) -> Handlers:
+def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool], bounds: Bounds) -> Handlers:
     """Byte-level handlers by full method path."""
     engine = predictor.engine
 
     async def infer(data: bytes, deadline: float) -> bytes:
         request = parse(pb.ModelInferRequest, data)
         with predictor.request(_ref(request.model_name, request.model_version), "grpc-v2") as counted:
-            prediction = await counted.predict(deadline, lambda signatures: decode_infer(request, signatures))
+            prediction = await counted.predict(deadline, lambda signatures: decode_infer(request, signatures, bounds))
             return encode_infer(request, prediction)
 
     async def live(data: bytes, deadline: float) -> bytes:  # noqa: ARG001

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.predictor import Decoded, ModelInfo, Prediction, choose_signature
 from service.registry.lifecycle import INDEX_STATES, VersionStatus
@@ -22,7 +23,6 @@ from service.tensors import (
     Signature,
     TensorSpec,
     check_names,
-    check_sizes,
     integers_fit,
     pack_strings,
     unpack_raw,
@@ -45,7 +45,9 @@ _CONTENTS = {
 """The list that carries each type; FP16 and BF16 have none and are raw."""
 
 
-def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signature]) -> Decoded:
+def decode_infer(
+    request: pb.ModelInferRequest, signatures: Mapping[str, Signature], bounds: Bounds = DEFAULT_BOUNDS
+) -> Decoded:
     """The request's inputs as arrays, zero-copy where they are raw.
 
     Raises:
@@ -67,22 +69,23 @@ def decode_infer(request: pb.ModelInferRequest, signatures: Mapping[str, Signatu
     inputs = {}
     for index, tensor in enumerate(request.inputs):
         spec = signature.input_by_name[tensor.name]
-        shape = _shape(tensor, spec)
+        shape = _shape(tensor, spec, bounds)
         if raw:
             if tensor.HasField("contents"):
                 raise InvalidArgument(f"input {spec.name!r}: contents and raw_input_contents are both given")
             inputs[spec.name] = unpack_raw(raw[index], spec.dtype, shape, spec.name)
         else:
             inputs[spec.name] = _typed(tensor, spec, shape)
+        if spec.dtype is DataType.BYTES:
+            bounds.check_strings(inputs[spec.name].flat, spec.name)
     return Decoded(signature, inputs)
 
 
-def _shape(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> tuple[int, ...]:
+def _shape(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, bounds: Bounds) -> tuple[int, ...]:
     if tensor.datatype != spec.dtype.value:
         raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {tensor.datatype!r}")
-    shape = tuple(tensor.shape)
-    check_sizes(shape, spec.name)
-    return shape
+    bounds.check_shape(tensor.shape, spec)
+    return tuple(tensor.shape)
 
 
 def _typed(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
@@ -101,7 +104,7 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, shap
         items = np.empty(len(values), object)
         items[:] = values
         return items.reshape(shape)
-    return integers_fit(np.array(values, _wide(spec)), spec).reshape(shape)
+    return integers_fit(np.fromiter(values, _wide(spec), len(values)), spec).reshape(shape)
 
 
 def _wide(spec: TensorSpec) -> np.dtype[Any]:

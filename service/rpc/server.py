@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.predictor import Predictor
 from service.rpc.handlers import GenericHandlers
 from service.rpc.open_inference import SERVICE, open_inference_handlers
@@ -37,9 +38,10 @@ class RpcServer:
         address: str,
         max_message_bytes: int,
         request_timeout_s: float,
+        bounds: Bounds = DEFAULT_BOUNDS,
     ) -> None:
         self._handlers = GenericHandlers(
-            {**open_inference_handlers(predictor, is_ready), **tfserving_handlers(predictor)},
+            {**open_inference_handlers(predictor, is_ready, bounds), **tfserving_handlers(predictor, bounds)},
             request_timeout_s=request_timeout_s,
             max_message_bytes=max_message_bytes,
         )

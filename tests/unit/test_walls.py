@@ -22,6 +22,7 @@ ORDER = (
     ("service.registry",),
     ("service.batching",),
     ("service.runtime",),
+    ("service.bounds",),
     ("service.tensors",),
     ("service.errors",),
 )
