@@ -12,7 +12,7 @@ _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _QUOTE, _COMMA, _COLON = b'",:'
 _STEPS = np.array([(code in b"[{") - (code in b"]}") for code in range(256)], np.int8)
 """What each byte adds to the depth."""
-_PIECE_BYTES = 2**16
+_PIECE_BYTES = 2**13
 
 
 def is_deeper(text: bytes, max_depth: int) -> bool:
