@@ -10,14 +10,16 @@ from fastapi import APIRouter, Request
 from service.errors import InvalidArgument
 from service.predictor import Predictor
 from service.registry.lifecycle import INDEX_STATES, State, VersionStatus
+from service.rest.http import read_body
+from service.rest.json_codec import quote
 from service.rest.openapi import INDEX, STATUS, error_responses
 from service.rest.openinference import ModelName
 
 _PARAMETERS: dict[str, Any] = {"parameters": {}}
 
 
-def admin_router(predictor: Predictor) -> APIRouter:
-    """``/v2/repository`` and ``/status``."""
+def admin_router(predictor: Predictor, max_bytes: int) -> APIRouter:
+    """``/v2/repository`` and ``/status``; bodies have up to `max_bytes`."""
     router = APIRouter()
     engine = predictor.engine
     repository = "Model repository"
@@ -26,22 +28,22 @@ def admin_router(predictor: Predictor) -> APIRouter:
         "/v2/repository/index",
         tags=[repository],
         summary="All models and versions",
-        responses=_ok(INDEX, 400),
+        responses=_ok(INDEX, 400, 413),
         openapi_extra=_body({"ready": True}),
     )
     async def index(request: Request) -> list[dict[str, str]]:
-        is_ready_only = _flag(await _json(request), "ready")
+        is_ready_only = _flag(await _json(request, max_bytes), "ready")
         return [_index(each) for each in engine.all_statuses() if not is_ready_only or each.state is State.READY]
 
     @router.post(
         "/v2/repository/models/{model}/load",
         tags=[repository],
         summary="Load a model, or what has changed of it",
-        responses=_ok({}, 400, 404, 503),
+        responses=_ok({}, 400, 404, 413, 503),
         openapi_extra=_body(_PARAMETERS),
     )
     async def load(request: Request, model: str = ModelName) -> dict[str, Any]:
-        await _json(request)
+        await _json(request, max_bytes)
         await engine.load(model)
         return {}
 
@@ -49,11 +51,11 @@ def admin_router(predictor: Predictor) -> APIRouter:
         "/v2/repository/models/{model}/unload",
         tags=[repository],
         summary="Drain a model and let it go",
-        responses=_ok({}, 400, 404, 503),
+        responses=_ok({}, 400, 404, 413, 503),
         openapi_extra=_body(_PARAMETERS),
     )
     async def unload(request: Request, model: str = ModelName) -> dict[str, Any]:
-        await _json(request)
+        await _json(request, max_bytes)
         await engine.unload(model)
         return {}
 
@@ -64,9 +66,9 @@ def admin_router(predictor: Predictor) -> APIRouter:
     return router
 
 
-async def _json(request: Request) -> dict[str, Any]:
+async def _json(request: Request, max_bytes: int) -> dict[str, Any]:
     """The body as an object; an empty one is ``{}``, whatever its type is said to be."""
-    body = await request.body()
+    body = await read_body(request.scope, request.receive, max_bytes)
     try:
         value = orjson.loads(body) if body.strip() else {}
     except orjson.JSONDecodeError as error:
@@ -79,7 +81,7 @@ async def _json(request: Request) -> dict[str, Any]:
 def _flag(value: dict[str, Any], name: str) -> bool:
     flag = value.get(name, False)
     if not isinstance(flag, bool):
-        raise InvalidArgument(f"{name!r}: true or false expected, got {orjson.dumps(flag)[:60].decode()}")
+        raise InvalidArgument(f"{name!r}: true or false expected, got {quote(flag)}")
     return flag
 
 

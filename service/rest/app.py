@@ -77,7 +77,7 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
         bounds=options.bounds,
     )
     app.include_router(metadata_router(predictor, is_ready))
-    app.include_router(admin_router(predictor))
+    app.include_router(admin_router(predictor, options.max_message_bytes))
     _add_metrics(app, metrics)
     app.add_exception_handler(KilnError, _kiln_error)
     app.add_exception_handler(HTTPException, _http_error)

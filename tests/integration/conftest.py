@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest_asyncio
 
 from service.batching.queue import Limits
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -45,6 +46,7 @@ async def start_kiln(
     split_oversize: bool = True,
     explicit: bool = False,
     configs: ModelConfigs | None = None,
+    bounds: Bounds = DEFAULT_BOUNDS,
 ) -> Kiln:
     """Serve `models`, each as version 1; the gRPC server listens on a free port of 127.0.0.1."""
     limits = limits or Limits(8, 64, 1 << 20)
@@ -66,8 +68,9 @@ async def start_kiln(
         address="127.0.0.1:0",
         max_message_bytes=MAX_MESSAGE_BYTES,
         request_timeout_s=30.0,
+        bounds=bounds,
     )
-    app = rest_app(predictor, metrics, health.is_ready, RestOptions(MAX_MESSAGE_BYTES, 100, 30.0))
+    app = rest_app(predictor, metrics, health.is_ready, RestOptions(MAX_MESSAGE_BYTES, 100, 30.0, bounds))
     await registry.load_all()
     health.loaded = True
     kiln = Kiln(next(iter(models.values())), metrics, registry, health, predictor, app, rpc, limits=limits)
