@@ -54,6 +54,10 @@ class Bounds:
                 f"only for up to {self.max_filled_elements}"
             )
 
+    def may_exceed(self, json_bytes: int) -> bool:
+        """Whether JSON of so many bytes is long enough for too many elements: each takes a digit and a comma."""
+        return json_bytes * STRING_COUNTS_AS // 2 > self.max_tensor_elements
+
     def most_of(self, signature: Signature) -> int:
         """Elements of all inputs of that signature together."""
         return sum(self.most_elements(spec.dtype) for spec in signature.inputs)
@@ -64,8 +68,8 @@ class Bounds:
         Raises:
             InvalidArgument: an input has too many elements, or too long a string.
         """
-        if body_bytes <= self.max_string_bytes and body_bytes * STRING_COUNTS_AS // 2 <= self.max_tensor_elements:
-            return  # an element takes two bytes of JSON
+        if body_bytes <= self.max_string_bytes and not self.may_exceed(body_bytes):
+            return
         for name, array in inputs.items():
             is_text = array.dtype.kind == "O"
             most = self.most_elements(DataType.BYTES) if is_text else self.max_tensor_elements
