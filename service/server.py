@@ -18,6 +18,7 @@ import uvicorn
 from service import __version__
 from service.batching.queue import Limits
 from service.batching.runner import ThreadRunner
+from service.bounds import Bounds
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -30,7 +31,9 @@ from service.registry.remote import fetch
 from service.registry.repository import Source
 from service.registry.version import Memory, RegistryOptions
 from service.registry.watch import Watcher, look
-from service.rest.app import KilnApp, RestOptions, rest_app
+from service.rest.app import KilnApp, rest_app
+from service.rest.options import RestOptions
+from service.rpc.options import RpcOptions
 from service.rpc.server import RpcServer
 from service.rpc.warmup_codec import decode_warm_up
 from service.runtime.devices import devices_for
@@ -82,20 +85,24 @@ async def _serve(settings: Settings) -> bool:
     health = Health(registry.can_serve)
     predictor = Predictor(registry, metrics)
     memory = SharedMemory(enabled=settings.shared_memory, max_tensor_bytes=settings.max_message_bytes)
-    rpc = RpcServer(
-        predictor,
-        is_ready=health.is_ready,
-        address=f"{settings.host}:{settings.grpc_port}",
-        max_message_bytes=settings.max_message_bytes,
-        request_timeout_s=settings.request_timeout_s,
-        memory=memory,
-    )
     options = RestOptions(
         settings.max_message_bytes,
         settings.max_json_depth,
         settings.request_timeout_s,
         settings.gzip_min_bytes,
         memory,
+        Bounds(settings.max_tensor_elements, settings.max_string_bytes),
+    )
+    rpc = RpcServer(
+        predictor,
+        health.is_ready,
+        RpcOptions(
+            f"{settings.host}:{settings.grpc_port}",
+            settings.max_message_bytes,
+            settings.request_timeout_s,
+            memory,
+            options.bounds,
+        ),
     )
     rest = _Rest(rest_app(predictor, metrics, health.is_ready, options), settings)
     grpc_port = await rpc.start()

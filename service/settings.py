@@ -70,6 +70,15 @@ class Settings(BaseSettings):
         description="smallest HTTP answer that is compressed for callers who take gzip, 0 for none",
         json_schema_extra=_unit("bytes"),
     )
+    max_tensor_elements: int = Field(
+        2**24, ge=1, le=2**40, description="most elements of one tensor of a request; a string counts as 16"
+    )
+    max_string_bytes: int = Field(
+        32 * 2**20,
+        ge=1,
+        description="longest string that is an element of a tensor of a request",
+        json_schema_extra=_unit("bytes"),
+    )
     shared_memory: bool = Field(
         default=False,
         description="take tensors in shared memory; whoever asks can then read and write objects of /dev/shm",

@@ -25,7 +25,6 @@ Tensors = dict[str, Array]
 DEFAULT_SIGNATURE = "serving_default"
 MAX_DIMENSIONS = 64
 """NumPy's limit."""
-_MAX_ELEMENTS = 2**40
 
 
 class DataType(Enum):
@@ -272,16 +271,6 @@ def split(tensors: Tensors, rows: Sequence[int]) -> list[Tensors]:
         parts.append({name: array[start:stop] for name, array in tensors.items()})
         start = stop
     return parts
-
-
-def check_sizes(shape: Sequence[int], name: str) -> None:
-    """Raise `InvalidArgument` unless `shape` can be that of an array at all."""
-    if len(shape) > MAX_DIMENSIONS:
-        raise InvalidArgument(f"input {name!r}: a shape has at most {MAX_DIMENSIONS} dimensions, got {len(shape)}")
-    if any(size < 0 for size in shape):
-        raise InvalidArgument(f"input {name!r}: a shape has no negative sizes, got {_bracket(shape)}")
-    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
-        raise InvalidArgument(f"input {name!r}: at most {_MAX_ELEMENTS} elements expected, got shape {_bracket(shape)}")
 
 
 def _bracket(shape: Sequence[int]) -> str:

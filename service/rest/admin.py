@@ -11,12 +11,14 @@ from service.errors import InvalidArgument
 from service.extensions.repository import check_load, check_unload
 from service.predictor import Predictor
 from service.registry.lifecycle import INDEX_STATES, State, VersionStatus
+from service.rest.http import read_body
+from service.rest.json_codec import quote
 from service.rest.openapi import INDEX, STATUS, error_responses
 from service.rest.openinference import ModelName
 
 
-def admin_router(predictor: Predictor) -> APIRouter:
-    """``/v2/repository`` and ``/status``."""
+def admin_router(predictor: Predictor, max_bytes: int) -> APIRouter:
+    """``/v2/repository`` and ``/status``; bodies have up to `max_bytes`."""
     router = APIRouter()
     engine = predictor.engine
     repository = "Model repository"
@@ -29,7 +31,7 @@ def admin_router(predictor: Predictor) -> APIRouter:
         openapi_extra=body_of({"ready": True}),
     )
     async def index(request: Request) -> list[dict[str, str]]:
-        is_ready_only = _flag(await json_object(request), "ready")
+        is_ready_only = _flag(await json_object(request, max_bytes), "ready")
         return [_index(each) for each in engine.all_statuses() if not is_ready_only or each.state is State.READY]
 
     @router.post(
@@ -40,7 +42,7 @@ def admin_router(predictor: Predictor) -> APIRouter:
         openapi_extra=body_of({"parameters": {}}),
     )
     async def load(request: Request, model: str = ModelName) -> dict[str, Any]:
-        check_load(_parameters(await json_object(request)))
+        check_load(_parameters(await json_object(request, max_bytes)))
         await engine.load(model)
         return {}
 
@@ -52,7 +54,7 @@ def admin_router(predictor: Predictor) -> APIRouter:
         openapi_extra=body_of({"parameters": {"unload_dependents": False}}),
     )
     async def unload(request: Request, model: str = ModelName) -> dict[str, Any]:
-        check_unload(_parameters(await json_object(request)))
+        check_unload(_parameters(await json_object(request, max_bytes)))
         await engine.unload(model)
         return {}
 
@@ -65,9 +67,9 @@ def admin_router(predictor: Predictor) -> APIRouter:
     return router
 
 
-async def json_object(request: Request) -> dict[str, Any]:
+async def json_object(request: Request, max_bytes: int) -> dict[str, Any]:
     """The body as an object; an empty one is ``{}``, whatever its type is said to be."""
-    body = await request.body()
+    body = await read_body(request.scope, request.receive, max_bytes)
     try:
         value = orjson.loads(body) if body.strip() else {}
     except orjson.JSONDecodeError as error:
@@ -87,7 +89,7 @@ def _parameters(value: dict[str, Any]) -> dict[str, Any]:
 def _flag(value: dict[str, Any], name: str) -> bool:
     flag = value.get(name, False)
     if not isinstance(flag, bool):
-        raise InvalidArgument(f"{name!r}: true or false expected, got {orjson.dumps(flag)[:60].decode()}")
+        raise InvalidArgument(f"{name!r}: true or false expected, got {quote(flag)}")
     return flag
 
 

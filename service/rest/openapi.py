@@ -203,7 +203,7 @@ _STATUS = {
                 {"type": "object"},
             ),
         },
-        **error_responses(404),
+        **error_responses(400, 404),
     },
 }
 
@@ -234,7 +234,7 @@ _METADATA = {
     "summary": "Signatures of the model",
     "responses": {
         "200": {"description": "the SignatureDefMap as JSON", "content": _json(_SIGNATURES, {"type": "object"})},
-        **error_responses(404, 503),
+        **error_responses(400, 404, 503),
     },
 }
 _LIST = {

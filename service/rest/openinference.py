@@ -29,6 +29,7 @@ from service.rest.http import (
 )
 from service.rest.openapi import HEALTH, MODEL, MODEL_READY, MODELS, SERVER, error_responses
 from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
+from service.rest.options import RestOptions
 from service.shared_memory import SharedMemory
 from service.tensors import Signature
 
@@ -40,15 +41,7 @@ ModelName = Path(description="name of the model", examples=["digits"])
 Version = Path(description="version of the model", examples=["1"])
 
 
-def infer_app(
-    predictor: Predictor,
-    *,
-    max_bytes: int,
-    max_depth: int,
-    timeout_s: float,
-    gzip_min_bytes: int,
-    memory: SharedMemory,
-) -> Asgi:
+def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
     """The ASGI callable for ``POST /v2/models/{m}[/versions/{v}]/infer``."""
 
     async def infer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,14 +54,16 @@ def infer_app(
             return
         ref = model_ref(match[1], match[2])
         with predictor.request(ref, "rest-v2") as request:
-            due = deadline(scope, timeout_s)
+            due = deadline(scope, options.request_timeout_s)
             length = _header_length(scope)
-            body = await read_body(scope, receive, max_bytes)
+            body = await read_body(scope, receive, options.max_message_bytes)
             wanted = Wanted()
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 nonlocal wanted
-                decoded, wanted = decode_infer(body, length, signatures, max_depth, memory)
+                decoded, wanted = decode_infer(
+                    body, length, signatures, options.max_json_depth, options.memory, options.bounds
+                )
                 return decoded
 
             prediction = await request.predict(due, decode)
@@ -76,7 +71,7 @@ def infer_app(
         headers: Headers = [JSON]
         if json_bytes is not None:
             headers = [_BINARY, (_LENGTH_HEADER, b"%d" % json_bytes)]
-        await answer_content(scope, send, content, headers, gzip_min_bytes)
+        await answer_content(scope, send, content, headers, options.gzip_min_bytes)
 
     return guarded(infer)
 

@@ -20,7 +20,7 @@ _STATISTICS: list[str | Enum] = ["Statistics"]
 _LOG_AND_TRACE: list[str | Enum] = ["Log and trace"]
 
 
-def extensions_router(predictor: Predictor) -> APIRouter:
+def extensions_router(predictor: Predictor, max_bytes: int) -> APIRouter:
     """``…/stats``, ``…/config``, ``…/trace/setting`` and ``/v2/logging``.
 
     It comes before the router that has ``/v2/models/{model}``, of which ``/v2/models/stats`` is none.
@@ -28,8 +28,8 @@ def extensions_router(predictor: Predictor) -> APIRouter:
     router = APIRouter()
     _add_statistics(router, predictor.engine)
     _add_configuration(router, predictor.engine)
-    _add_trace(router, predictor.engine)
-    _add_logging(router)
+    _add_trace(router, predictor.engine, max_bytes)
+    _add_logging(router, max_bytes)
     return router
 
 
@@ -66,7 +66,7 @@ def _add_configuration(router: APIRouter, engine: Engine) -> None:
         return model_configuration(engine.describe(model_ref(model, version)))
 
 
-def _add_trace(router: APIRouter, engine: Engine) -> None:
+def _add_trace(router: APIRouter, engine: Engine, max_bytes: int) -> None:
     tags, body = _LOG_AND_TRACE, body_of({"trace_level": ["OFF"]})
 
     @router.get("/v2/trace/setting", tags=tags, summary="Trace settings", responses=answers(TRACE))
@@ -81,7 +81,7 @@ def _add_trace(router: APIRouter, engine: Engine) -> None:
         openapi_extra=body,
     )
     async def change_trace(request: Request) -> dict[str, Any]:
-        return change_trace_settings(await json_object(request))
+        return change_trace_settings(await json_object(request, max_bytes))
 
     @router.get(
         "/v2/models/{model}/trace/setting", tags=tags, summary="A model's trace settings", responses=answers(TRACE, 404)
@@ -99,10 +99,10 @@ def _add_trace(router: APIRouter, engine: Engine) -> None:
     )
     async def change_model_trace(request: Request, model: str = ModelName) -> dict[str, Any]:
         engine.statuses(ModelRef(model))
-        return change_trace_settings(await json_object(request))
+        return change_trace_settings(await json_object(request, max_bytes))
 
 
-def _add_logging(router: APIRouter) -> None:
+def _add_logging(router: APIRouter, max_bytes: int) -> None:
     tags = _LOG_AND_TRACE
 
     @router.get("/v2/logging", tags=tags, summary="Log settings", responses=answers(LOGGING))
@@ -117,4 +117,4 @@ def _add_logging(router: APIRouter) -> None:
         openapi_extra=body_of({"log_verbose_level": 1}),
     )
     async def change_logging(request: Request) -> dict[str, Any]:
-        return change_log_settings(await json_object(request))
+        return change_log_settings(await json_object(request, max_bytes))

@@ -14,13 +14,23 @@ from typing import Any
 import numpy as np
 import simdjson
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.extensions.classification import CLASSIFICATION, class_count, classified
 from service.extensions.parameters import timeout_s
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, count_lists, dumps, flat_array, jsonable, plain, quote
+from service.rest.json_codec import Document, check_elements, count_lists, dumps, flat_array, jsonable, plain, quote
 from service.shared_memory import OFF, Extent, SharedMemory
-from service.tensors import Array, DataType, Signature, TensorSpec, check_names, check_sizes, pack_strings, unpack_raw
+from service.tensors import (
+    MAX_DIMENSIONS,
+    Array,
+    DataType,
+    Signature,
+    TensorSpec,
+    check_names,
+    pack_strings,
+    unpack_raw,
+)
 
 _WITHOUT_JSON = (DataType.FP16, DataType.BF16)
 
@@ -47,6 +57,7 @@ def decode_infer(
     signatures: Mapping[str, Signature],
     max_depth: int,
     memory: SharedMemory = OFF,
+    bounds: Bounds = DEFAULT_BOUNDS,
 ) -> tuple[Decoded, Wanted]:
     """An ``infer`` body as tensors; `header_length` is that of the JSON part, None for all of it.
 
@@ -55,7 +66,7 @@ def decode_infer(
         NotFound, TooLarge, FailedPrecondition: as `SharedMemory.extent` and `Extent.read`.
     """
     if header_length == 0:
-        return _decode_raw(body, choose_signature(signatures))
+        return _decode_raw(body, choose_signature(signatures), bounds)
     if header_length is not None and not 0 < header_length <= len(body):
         raise InvalidArgument(
             f"header Inference-Header-Content-Length: {header_length} is not within the body of {len(body)} bytes"
@@ -64,6 +75,7 @@ def decode_infer(
     document = Document(text, max_depth, is_header=header_length is not None)
     wanted = _wanted(document, memory)
     signature = choose_signature(signatures, wanted.signature_name)
+    check_elements(text, signature, bounds)
     tensors = _list_of_objects(document.get("inputs"), "inputs")
     named = _by_name(tensors)
     check_names(signature, named)
@@ -76,14 +88,15 @@ def decode_infer(
     tail = _Tail(body, len(text), memory)
     most_lists = _most_lists(document, tensors)
     inputs = {
-        name: _tensor(tensor, signature.input_by_name[name], tail, max_depth - 3, most_lists)
+        name: _tensor(tensor, signature.input_by_name[name], tail, max_depth - 3, most_lists, bounds)
         for name, tensor in named.items()
     }
     tail.check_used()
+    bounds.check_inputs(inputs, len(body))
     return Decoded(signature, inputs, timeout_s=wanted.timeout_s), wanted
 
 
-def _decode_raw(body: bytes, signature: Signature) -> tuple[Decoded, Wanted]:
+def _decode_raw(body: bytes, signature: Signature, bounds: Bounds) -> tuple[Decoded, Wanted]:
     """Triton's raw binary request: one input of known trailing shape, the body is the tensor."""
     if len(signature.inputs) != 1:
         raise InvalidArgument(
@@ -97,6 +110,7 @@ def _decode_raw(body: bytes, signature: Signature) -> tuple[Decoded, Wanted]:
         known_bytes = math.prod(size for size in shape if size is not None) * spec.dtype.numpy.itemsize
         shape[shape.index(None)] = len(body) // max(known_bytes, 1)
     sizes = tuple(size or 0 for size in shape)
+    bounds.check_shape(sizes, spec)
     return Decoded(signature, {spec.name: unpack_raw(body, spec.dtype, sizes, spec.name)}), Wanted(binary=True)
 
 
@@ -133,11 +147,11 @@ def _most_lists(document: Document, tensors: list[Any]) -> int:
     return count_lists(document.text) - 1 - len(tensors) - (document.get("outputs") is not None) - others
 
 
-def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lists: int) -> Array:
+def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lists: int, bounds: Bounds) -> Array:
     received = tensor.get("datatype")
     if received != spec.dtype.value:
         raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {quote(received)}")
-    shape = _shape(tensor.get("shape"), spec)
+    shape = _shape(tensor.get("shape"), spec, bounds)
     parameters = _parameters(tensor.get("parameters"), f"input {spec.name!r}: parameters")
     data = tensor.get("data")
     extent = tail.memory.extent(parameters, f"input {spec.name!r}") if parameters else None
@@ -154,11 +168,13 @@ def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lis
     return flat_array(data, spec, shape, max_depth, most_lists)
 
 
-def _shape(value: Any, spec: TensorSpec) -> tuple[int, ...]:
+def _shape(value: Any, spec: TensorSpec, bounds: Bounds) -> tuple[int, ...]:
+    if isinstance(value, simdjson.Array) and len(value) > MAX_DIMENSIONS:
+        bounds.check_shape(range(len(value)), spec)
     sizes = plain(value)
     if not isinstance(sizes, list) or any(type(size) is not int for size in sizes):
         raise InvalidArgument(f"input {spec.name!r}: shape must be a list of sizes, got {quote(value)}")
-    check_sizes(sizes, spec.name)
+    bounds.check_shape(sizes, spec)
     return tuple(sizes)
 
 

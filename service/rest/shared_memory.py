@@ -10,15 +10,17 @@ from service.errors import InvalidArgument
 from service.rest.admin import answers, body_of, json_object
 from service.rest.json_codec import quote
 from service.rest.openapi import REGION, REGIONS
-from service.shared_memory import Region, SharedMemory, cuda_unknown, cuda_unsupported
+from service.rest.options import RestOptions
+from service.shared_memory import Region, cuda_unknown, cuda_unsupported
 
 _SYSTEM, _CUDA = "/v2/systemsharedmemory", "/v2/cudasharedmemory"
 _TAG = "Shared memory"
 RegionName = Path(description="name of the region, as it was registered", examples=["input"])
 
 
-def shared_memory_router(memory: SharedMemory) -> APIRouter:
+def shared_memory_router(options: RestOptions) -> APIRouter:
     """Regions of system shared memory: what there are, a new one, one or all gone."""
+    memory = options.memory
     router = APIRouter(tags=[_TAG])
 
     @router.get(f"{_SYSTEM}/status", summary="All registered regions", responses=answers(REGIONS, 400))
@@ -40,7 +42,7 @@ def shared_memory_router(memory: SharedMemory) -> APIRouter:
         openapi_extra=body_of(REGION),
     )
     async def register(request: Request, region: str = RegionName) -> dict[str, Any]:
-        body = await json_object(request)
+        body = await json_object(request, options.max_message_bytes)
         key = body.get("key")
         if not isinstance(key, str):
             raise InvalidArgument(f"'key': the name of a shared memory object expected, got {quote(key)}")

@@ -27,6 +27,7 @@ from service.rest.http import (
     guarded,
     read_body,
 )
+from service.rest.options import RestOptions
 from service.rest.tfserving_codec import decode_predict, encode_predict, signature_def
 from service.tensors import Signature
 
@@ -45,35 +46,34 @@ _STATES = {
 _LARGEST_VERSION = 2**63 - 1
 
 
-def tfserving_app(
-    predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float, gzip_min_bytes: int
-) -> Asgi:
+def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
     """The ASGI callable for every path under ``/v1``."""
 
     async def predict(scope: Scope, receive: Receive, send: Send, ref: ModelRef) -> None:
         with predictor.request(ref, "rest-tfs") as request:
-            due = deadline(scope, timeout_s)
-            body = await read_body(scope, receive, max_bytes)
+            due = deadline(scope, options.request_timeout_s)
+            body = await read_body(scope, receive, options.max_message_bytes)
             form = ""
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 nonlocal form
-                decoded, form = decode_predict(body, signatures, max_depth)
+                decoded, form = decode_predict(body, signatures, options.max_json_depth, options.bounds)
                 return decoded
 
             content = encode_predict(await request.predict(due, decode), form)
-        await answer_content(scope, send, content, [JSON], gzip_min_bytes)
+        await answer_content(scope, send, content, [JSON], options.gzip_min_bytes)
 
     async def infer(scope: Scope, receive: Receive, send: Send, ref: ModelRef, method: Method) -> None:
         with predictor.request(ref, "rest-tfs") as request:
-            due = deadline(scope, timeout_s)
-            examples, name = decode_examples_body(await read_body(scope, receive, max_bytes), max_depth)
+            due = deadline(scope, options.request_timeout_s)
+            body = await read_body(scope, receive, options.max_message_bytes)
+            examples, name = decode_examples_body(body, options.max_json_depth)
             prediction = await request.predict(due, partial(decode_examples, method, examples, name=name))
             if method is Method.CLASSIFY:
                 content = encode_classes(classes_of(prediction, len(examples)))
             else:
                 content = encode_values(values_of(prediction, len(examples)))
-        await answer_content(scope, send, content, [JSON], gzip_min_bytes)
+        await answer_content(scope, send, content, [JSON], options.gzip_min_bytes)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]

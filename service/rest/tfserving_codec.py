@@ -10,15 +10,18 @@ from typing import Any
 
 import simdjson
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, dumps, is_base64, jsonable, plain, quote, to_array
+from service.rest.json_codec import Document, check_elements, dumps, is_base64, jsonable, plain, quote, to_array
 from service.tensors import Array, Signature, Tensors, check_names
 
 _FORMS = ("instances", "inputs")
 
 
-def decode_predict(body: bytes, signatures: Mapping[str, Signature], max_depth: int) -> tuple[Decoded, str]:
+def decode_predict(
+    body: bytes, signatures: Mapping[str, Signature], max_depth: int, bounds: Bounds = DEFAULT_BOUNDS
+) -> tuple[Decoded, str]:
     """A ``:predict`` body as tensors, and its form (``instances`` or ``inputs``).
 
     Raises:
@@ -30,10 +33,12 @@ def decode_predict(body: bytes, signatures: Mapping[str, Signature], max_depth: 
     if name is not None and not isinstance(name, str):
         raise InvalidArgument(f"'signature_name' must be a string, got {quote(name)}")
     signature = choose_signature(signatures, name or "")
+    check_elements(body, signature, bounds)
     form = _form(document)
     value = document.get(form)
     read = _from_instances if form == "instances" else _from_inputs
     inputs = read(value, signature, document)
+    bounds.check_inputs(inputs, len(body))
     return Decoded(signature, inputs, strict_shapes=False), form
 
 

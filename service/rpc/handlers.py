@@ -1,7 +1,7 @@
 """Byte-level handlers and how grpcio calls them.
 
 A handler takes the request's bytes and an absolute deadline, and returns the response's bytes or
-raises a `KilnError`; that of a stream takes the bytes of its messages and what bounds each of them,
+raises a `KilnError`; that of a stream takes the bytes of its messages and what limits each of them,
 and gives those of its answers. Nothing in them knows the transport.
 """
 
@@ -30,14 +30,14 @@ Handlers = Mapping[str, Handler]
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class CallLimits:
     """What each message of a stream may take: `deadline` is that of one that begins now."""
 
     max_message_bytes: int
     deadline: Callable[[], float]
 
 
-StreamHandler = Callable[[AsyncIterator[bytes], Bounds], AsyncGenerator[bytes, None]]
+StreamHandler = Callable[[AsyncIterator[bytes], CallLimits], AsyncGenerator[bytes, None]]
 StreamHandlers = Mapping[str, StreamHandler]
 
 
@@ -91,9 +91,9 @@ def _bind_stream(
     async def call(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         remaining_s = context.time_remaining()
         end = math.inf if remaining_s is None else time.monotonic() + remaining_s
-        bounds = Bounds(max_message_bytes, lambda: min(end, time.monotonic() + request_timeout_s))
+        limits = CallLimits(max_message_bytes, lambda: min(end, time.monotonic() + request_timeout_s))
         try:
-            async with contextlib.aclosing(handler(messages, bounds)) as answers:
+            async with contextlib.aclosing(handler(messages, limits)) as answers:
                 async for answer in answers:
                     yield answer
         except KilnError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from service import __version__
+from service.bounds import Bounds
 from service.errors import NotFound
 from service.predictor import EXTENSIONS, SERVER_NAME, ModelRef, Predictor
 from service.registry.lifecycle import State
@@ -17,13 +18,15 @@ from service.shared_memory import SharedMemory
 SERVICE = "inference.GRPCInferenceService"
 
 
-def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool], memory: SharedMemory) -> Handlers:
+def open_inference_handlers(
+    predictor: Predictor, is_ready: Callable[[], bool], memory: SharedMemory, bounds: Bounds
+) -> Handlers:
     """Byte-level handlers by full method path."""
     engine = predictor.engine
 
     async def infer(data: bytes, deadline: float) -> bytes:
         request = parse(pb.ModelInferRequest, data)
-        return await answer_infer(predictor, memory, request, deadline)
+        return await answer_infer(predictor, request, deadline, memory=memory, bounds=bounds)
 
     async def live(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         return pb.ServerLiveResponse(live=True).SerializeToString()
@@ -58,12 +61,14 @@ def open_inference_handlers(predictor: Predictor, is_ready: Callable[[], bool], 
 
 
 async def answer_infer(
-    predictor: Predictor, memory: SharedMemory, request: pb.ModelInferRequest, deadline: float
+    predictor: Predictor, request: pb.ModelInferRequest, deadline: float, *, memory: SharedMemory, bounds: Bounds
 ) -> bytes:
     """The bytes of a `ModelInferResponse`."""
     with predictor.request(model_ref(request.model_name, request.model_version), "grpc-v2") as counted:
         extents = output_extents(request, memory) if request.outputs else {}
-        prediction = await counted.predict(deadline, lambda signatures: decode_infer(request, signatures, memory))
+        prediction = await counted.predict(
+            deadline, lambda signatures: decode_infer(request, signatures, memory, bounds)
+        )
         return encode_infer(request, prediction, extents)
 
 

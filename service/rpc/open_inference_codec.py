@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.extensions.classification import CLASSIFICATION, class_count, classified
 from service.extensions.parameters import flag, text, timeout_s
@@ -26,7 +27,6 @@ from service.tensors import (
     Signature,
     TensorSpec,
     check_names,
-    check_sizes,
     integers_fit,
     pack_strings,
     unpack_raw,
@@ -51,7 +51,10 @@ _NOWHERE: Mapping[str, Extent] = {}
 
 
 def decode_infer(
-    request: pb.ModelInferRequest, signatures: Mapping[str, Signature], memory: SharedMemory = OFF
+    request: pb.ModelInferRequest,
+    signatures: Mapping[str, Signature],
+    memory: SharedMemory = OFF,
+    bounds: Bounds = DEFAULT_BOUNDS,
 ) -> Decoded:
     """The request's inputs as arrays, zero-copy where they are raw.
 
@@ -81,7 +84,7 @@ def decode_infer(
     inputs = {}
     for name, tensor in named.items():
         spec = signature.input_by_name[name]
-        shape = _shape(tensor, spec)
+        shape = _shape(tensor, spec, bounds)
         if name in extents:
             _check_no_contents(tensor, "shared_memory_region")
             inputs[name] = unpack_raw(extents[name].read(), spec.dtype, shape, name)
@@ -90,6 +93,8 @@ def decode_infer(
             inputs[name] = unpack_raw(next(contents), spec.dtype, shape, name)
         else:
             inputs[name] = _typed(tensor, spec, shape)
+        if spec.dtype is DataType.BYTES:
+            bounds.check_strings(inputs[name].flat, name)
     return Decoded(signature, inputs, timeout_s=own_timeout_s)
 
 
@@ -138,12 +143,11 @@ def _extents(named: Mapping[str, Any], kind: str, memory: SharedMemory) -> dict[
     return extents
 
 
-def _shape(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> tuple[int, ...]:
+def _shape(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, bounds: Bounds) -> tuple[int, ...]:
     if tensor.datatype != spec.dtype.value:
         raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {tensor.datatype!r}")
-    shape = tuple(tensor.shape)
-    check_sizes(shape, spec.name)
-    return shape
+    bounds.check_shape(tensor.shape, spec)
+    return tuple(tensor.shape)
 
 
 def _typed(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
@@ -162,7 +166,7 @@ def _typed(tensor: pb.ModelInferRequest.InferInputTensor, spec: TensorSpec, shap
         items = np.empty(len(values), object)
         items[:] = values
         return items.reshape(shape)
-    return integers_fit(np.array(values, _wide(spec)), spec).reshape(shape)
+    return integers_fit(np.fromiter(values, _wide(spec), len(values)), spec).reshape(shape)
 
 
 def _wide(spec: TensorSpec) -> np.dtype[Any]:

@@ -14,10 +14,10 @@ from service.rpc.handlers import GenericHandlers
 from service.rpc.open_inference import SERVICE, open_inference_handlers
 from service.rpc.open_inference_admin import open_inference_admin_handlers
 from service.rpc.open_inference_stream import open_inference_streams
+from service.rpc.options import RpcOptions
 from service.rpc.reflection import public_pool
 from service.rpc.shared_memory import shared_memory_handlers
 from service.rpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, tfserving_handlers
-from service.shared_memory import OFF, SharedMemory
 
 _HEALTH_SERVICE = "grpc.health.v1.Health"
 _SERVICES = (SERVICE, PREDICTION_SERVICE, MODEL_SERVICE)
@@ -33,30 +33,22 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class RpcServer:
     """Both dialects, health and reflection; start it in a running event loop."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        *,
-        is_ready: Callable[[], bool],
-        address: str,
-        max_message_bytes: int,
-        request_timeout_s: float,
-        memory: SharedMemory = OFF,
-    ) -> None:
+    def __init__(self, predictor: Predictor, is_ready: Callable[[], bool], options: RpcOptions) -> None:
+        memory, bounds = options.memory, options.bounds
         self._handlers = GenericHandlers(
             {
-                **open_inference_handlers(predictor, is_ready, memory),
+                **open_inference_handlers(predictor, is_ready, memory, bounds),
                 **open_inference_admin_handlers(predictor),
                 **shared_memory_handlers(SERVICE, memory),
-                **tfserving_handlers(predictor),
+                **tfserving_handlers(predictor, bounds),
             },
-            open_inference_streams(predictor, memory),
-            request_timeout_s=request_timeout_s,
-            max_message_bytes=max_message_bytes,
+            open_inference_streams(predictor, memory, bounds),
+            request_timeout_s=options.request_timeout_s,
+            max_message_bytes=options.max_message_bytes,
         )
-        self._address = address
+        self._address = options.address
         self._options = (
-            ("grpc.max_receive_message_length", max_message_bytes + _OVER_LIMIT_BYTES),
+            ("grpc.max_receive_message_length", options.max_message_bytes + _OVER_LIMIT_BYTES),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
         )

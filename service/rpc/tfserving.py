@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from service.bounds import Bounds
 from service.examples import Method, decode_examples
 from service.predictor import Predictor
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as pb
@@ -29,14 +30,14 @@ PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 
 
-def tfserving_handlers(predictor: Predictor) -> Handlers:
+def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
     """Byte-level handlers by full method path."""
     engine = predictor.engine
 
     async def predict(data: bytes, deadline: float) -> bytes:
         request = parse(pb.PredictRequest, data)
         with predictor.request(model_ref(request.model_spec), "grpc-tfs") as counted:
-            prediction = await counted.predict(deadline, lambda signatures: decode_predict(request, signatures))
+            prediction = await counted.predict(deadline, lambda signatures: decode_predict(request, signatures, bounds))
             return encode_predict(request, prediction)
 
     async def classify(data: bytes, deadline: float) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from service.bounds import Bounds
 from service.errors import Unimplemented
 from service.examples import Method, decode_examples
 from service.predictor import Decoded, validate
@@ -15,6 +16,9 @@ from service.rpc.examples_codec import ProtoExamples, tasks_of
 from service.rpc.messages import parse
 from service.rpc.tfserving_codec import decode_predict
 from service.tensors import Signature, Tensors
+
+_BOUNDS = Bounds(max_filled_elements=2**24)
+"""Of a file that comes with the model: one value may well stand for a batch of images."""
 
 
 def decode_warm_up(record: bytes, signatures: Mapping[str, Signature]) -> list[tuple[Signature, Tensors]]:
@@ -33,7 +37,7 @@ def decode_warm_up(record: bytes, signatures: Mapping[str, Signature]) -> list[t
 def _decode(log: PredictionLog, signatures: Mapping[str, Signature]) -> list[Decoded]:
     kind = log.WhichOneof("log_type")
     if kind == "predict_log":
-        return [decode_predict(log.predict_log.request, signatures)]
+        return [decode_predict(log.predict_log.request, signatures, _BOUNDS)]
     if kind == "multi_inference_log":
         multi = log.multi_inference_log.request
         examples = ProtoExamples(multi.input)

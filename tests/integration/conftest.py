@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest_asyncio
 
 from service.batching.queue import Limits
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -16,7 +17,9 @@ from service.registry.config import ModelConfigs
 from service.registry.registry import Registry
 from service.registry.repository import Kind, Repository, Source
 from service.registry.version import RegistryOptions
-from service.rest.app import KilnApp, RestOptions, rest_app
+from service.rest.app import KilnApp, rest_app
+from service.rest.options import RestOptions
+from service.rpc.options import RpcOptions
 from service.rpc.server import RpcServer
 from service.shared_memory import OFF, SharedMemory
 from tests.fakes import FakeModel
@@ -48,6 +51,7 @@ async def start_kiln(
     explicit: bool = False,
     configs: ModelConfigs | None = None,
     memory: SharedMemory = OFF,
+    bounds: Bounds = DEFAULT_BOUNDS,
 ) -> Kiln:
     """Serve `models`, each as version 1; the gRPC server listens on a free port of 127.0.0.1."""
     limits = limits or Limits(8, 64, 1 << 20)
@@ -63,15 +67,8 @@ async def start_kiln(
     registry = Registry(Repository(sources), options, metrics, configs=configs)
     health = Health(registry.can_serve)
     predictor = Predictor(registry, metrics)
-    rpc = RpcServer(
-        predictor,
-        is_ready=health.is_ready,
-        address="127.0.0.1:0",
-        max_message_bytes=MAX_MESSAGE_BYTES,
-        request_timeout_s=30.0,
-        memory=memory,
-    )
-    rest_options = RestOptions(MAX_MESSAGE_BYTES, 100, 30.0, GZIP_MIN_BYTES, memory)
+    rpc = RpcServer(predictor, health.is_ready, RpcOptions("127.0.0.1:0", MAX_MESSAGE_BYTES, 30.0, memory, bounds))
+    rest_options = RestOptions(MAX_MESSAGE_BYTES, 100, 30.0, GZIP_MIN_BYTES, memory, bounds)
     app = rest_app(predictor, metrics, health.is_ready, rest_options)
     await registry.load_all()
     health.loaded = True

@@ -18,6 +18,7 @@ from service.errors import INTERNAL_ERROR
 from service.predictor import EXTENSIONS
 from service.rpc._generated.inference import open_inference_pb2 as oip
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
+from service.rpc.options import RpcOptions
 from service.rpc.server import RpcServer
 from tests.integration.conftest import MAX_MESSAGE_BYTES, Kiln
 from tests.integration.load import busy, full, queued
@@ -236,13 +237,7 @@ async def test_a_deadline_of_the_caller(kiln: Kiln, caller: Caller, method: str,
 @BOTH
 async def test_a_deadline_of_the_server(kiln: Kiln, method: str, request_: Any):
     """A caller who states none is told when the server's own has passed."""
-    server = RpcServer(
-        kiln.predictor,
-        is_ready=kiln.health.is_ready,
-        address="127.0.0.1:0",
-        max_message_bytes=MAX_MESSAGE_BYTES,
-        request_timeout_s=0.03,
-    )
+    server = RpcServer(kiln.predictor, kiln.health.is_ready, RpcOptions("127.0.0.1:0", MAX_MESSAGE_BYTES, 0.03))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{await server.start()}") as channel, busy(kiln):
         code, text = await Caller(channel).refusal(method, request_)
     await server.stop(0.0)
@@ -300,11 +295,7 @@ async def test_a_fault_of_kiln(
 async def test_a_port_that_is_taken(kiln: Kiln):
     """An OSError with the address; a server that never started can be stopped."""
     server = RpcServer(
-        kiln.predictor,
-        is_ready=kiln.health.is_ready,
-        address=f"127.0.0.1:{kiln.grpc_port}",
-        max_message_bytes=MAX_MESSAGE_BYTES,
-        request_timeout_s=30.0,
+        kiln.predictor, kiln.health.is_ready, RpcOptions(f"127.0.0.1:{kiln.grpc_port}", MAX_MESSAGE_BYTES, 30.0)
     )
     await server.stop(0.0)
     with pytest.raises(OSError, match=f"the gRPC port 127.0.0.1:{kiln.grpc_port} cannot be bound"):

@@ -15,7 +15,7 @@ from grpc import StatusCode
 from service.errors import Overloaded
 from service.rpc import open_inference_stream
 from service.rpc._generated.inference import open_inference_pb2 as oip
-from service.rpc.handlers import Bounds, GenericHandlers
+from service.rpc.handlers import CallLimits, GenericHandlers
 from tests.integration.conftest import MAX_MESSAGE_BYTES, Kiln
 from tests.integration.load import batcher_of, busy, entered, queued
 from tests.integration.rpc import OIP, infer_request
@@ -231,7 +231,7 @@ async def test_a_message_has_its_own_timeout(kiln: Kiln, channel: Any):
 async def test_a_handler_that_raises_ends_its_stream(error: Exception, code: StatusCode, text: str):
     """With the error's status, after the answers before it; whatever nobody foresaw is told without its text."""
 
-    async def stream(messages: AsyncIterator[bytes], bounds: Bounds) -> AsyncGenerator[bytes, None]:
+    async def stream(messages: AsyncIterator[bytes], bounds: CallLimits) -> AsyncGenerator[bytes, None]:
         yield b"first"
         raise error
 

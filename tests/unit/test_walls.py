@@ -23,6 +23,7 @@ ORDER = (
     ("service.registry",),
     ("service.batching",),
     ("service.runtime",),
+    ("service.bounds",),
     ("service.tensors",),
     ("service.errors",),
 )
