@@ -1,4 +1,4 @@
-"""Every metric that Kiln exposes, with its labels and buckets; the only user of prometheus_client."""
+"""Every metric that Kiln exposes, with its labels and buckets; with `tallies` the only user of prometheus_client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
@@ -22,6 +21,7 @@ from prometheus_client.registry import Collector
 from service import __version__
 from service.errors import Code
 from service.registry.lifecycle import State, VersionStatus
+from service.tallies import Count, Counts, Tallies, Tally
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
 
@@ -38,12 +38,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
+        self._requests = Counts(
             "kiln_requests",
             "Predict requests answered, by outcome: ok or an error code.",
             (*_VERSION, "protocol", "code"),
-            registry=self.registry,
         )
+        self.registry.register(self._requests)
         self._latency = self._histogram(
             "kiln_request_duration_seconds",
             "From a request's arrival at the predictor to its outputs.",
@@ -98,14 +98,14 @@ class Metrics:
         self._in_flight.set_function(lambda: self._requests_in_flight)
         self._states = _ModelStates()
         self.registry.register(self._states)
-        self._children: dict[tuple[str, int | None, str, Code | None], tuple[Counter, Histogram]] = {}
+        self._children: dict[tuple[str, int | None, str, Code | None], tuple[Count, Tally]] = {}
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
 
-    def _histogram(
-        self, name: str, text: str, buckets: Iterable[float], labels: tuple[str, ...] = _VERSION
-    ) -> Histogram:
-        return Histogram(name, text, labels, buckets=tuple(buckets), registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: Iterable[float], labels: tuple[str, ...] = _VERSION) -> Tallies:
+        tallies = Tallies(name, text, labels, tuple(buckets))
+        self.registry.register(tallies)
+        return tallies
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, _VERSION, registry=self.registry)
@@ -131,7 +131,7 @@ class Metrics:
                 self._latency.labels(*labels),
             )
             self._children[key] = pair
-        pair[0].inc()
+        pair[0].value += 1
         if request.version is not None:
             pair[1].observe(time.monotonic() - request.started)
 
@@ -223,20 +223,17 @@ class VersionMetrics:
     def __init__(
         self,
         *,
-        queue: Histogram,
-        execution: Histogram,
-        rows: Histogram,
+        queue: Tally,
+        execution: Tally,
+        rows: Tally,
         failed: Counter,
         dropped: dict[str, Counter],
     ) -> None:
-        self._queue = queue
+        self.waited = queue.observe
         self._execution = execution
         self._rows = rows
         self._failed = failed
         self._dropped = dropped
-
-    def waited(self, seconds: float) -> None:
-        self._queue.observe(seconds)
 
     def executed(self, rows: int, seconds: float) -> None:
         self._rows.observe(rows)

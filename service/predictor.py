@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from service.batching.queue import Spent
 from service.batching.statistics import VersionStatistics
 from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError, Unavailable
 from service.metrics import Metrics, ObservedRequest
@@ -34,8 +35,7 @@ EXTENSIONS = (
 """What Kiln answers of the Open Inference Protocol's extensions, in REST and gRPC alike."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRef:
+class ModelRef(NamedTuple):
     """Which model a request means; with neither version nor label, the engine's default version."""
 
     name: str
@@ -43,7 +43,7 @@ class ModelRef:
     label: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decoded:
     """A request in terms of a signature.
 
@@ -63,14 +63,15 @@ Decoder = Callable[[Mapping[str, Signature]], Decoded]
 """Turns a body into `Decoded`, given the signatures of the version that will answer it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prediction:
-    """Outputs, ``(rows, …)`` each, and who made them."""
+    """Outputs, ``(rows, …)`` each, who made them, and where the time went."""
 
     model: str
     version: int
     signature: Signature
     outputs: Tensors
+    spent: Spent = field(default_factory=Spent)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class Handle(Protocol):
     version: int
     signatures: Mapping[str, Signature]
 
-    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
+    def submit(
+        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+    ) -> Awaitable[Tensors]:
         """Queue validated inputs; raises what `Batcher.submit` and the answer do."""
 
     def release(self) -> None:
@@ -164,12 +167,14 @@ class Predictor:
 class Request:
     """One predict request, counted once whichever way it ends."""
 
-    __slots__ = ("_engine", "_observed", "_ref")
+    __slots__ = ("_engine", "_observed", "_ref", "spent")
 
     def __init__(self, engine: Engine, ref: ModelRef, observed: ObservedRequest) -> None:
         self._engine = engine
         self._ref = ref
         self._observed = observed
+        self.spent: Spent | None = None
+        """Where its time went, once it was queued; of several at once, the last that was."""
 
     def __enter__(self) -> Request:
         try:
@@ -196,8 +201,9 @@ class Request:
                 deadline = own if deadline is None else min(deadline, own)
             if deadline is not None and time.monotonic() >= deadline:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
-            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline)
-            return Prediction(handle.model, handle.version, decoded.signature, outputs)
+            self.spent = spent = Spent()
+            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
+            return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
         finally:
             handle.release()
 
@@ -213,8 +219,9 @@ class Request:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
 
             async def run(decoded: Decoded) -> Prediction:
-                outputs = await handle.submit(decoded.signature, decoded.inputs, deadline)
-                return Prediction(handle.model, handle.version, decoded.signature, outputs)
+                self.spent = spent = Spent()
+                outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
+                return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
 
             # the version is held until the last of them has ended, whichever way
             answers = await asyncio.gather(*map(run, asked), return_exceptions=True)
@@ -249,16 +256,16 @@ def validate(decoded: Decoded) -> None:
 
     Types are the decoder's business: only it knows what the caller's dialect called them.
     """
-    check_names(decoded.signature, decoded.inputs)
-    if decoded.strict_shapes or not decoded.signature.takes_other_shapes:
-        for spec in decoded.signature.inputs:
-            check_shape(spec, decoded.inputs[spec.name].shape)
-    for spec in decoded.signature.inputs:
-        if decoded.inputs[spec.name].dtype != spec.dtype.numpy:
-            raise InvalidArgument(
-                f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {decoded.inputs[spec.name].dtype}"
-            )
-    count_rows(decoded.signature, decoded.inputs)
+    signature, inputs = decoded.signature, decoded.inputs
+    check_names(signature, inputs)
+    is_strict = decoded.strict_shapes or not signature.takes_other_shapes
+    for spec in signature.inputs:
+        array = inputs[spec.name]
+        if is_strict:
+            check_shape(spec, array.shape)
+        if array.dtype != spec.dtype.numpy:
+            raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {array.dtype}")
+    count_rows(signature, inputs)
 
 
 def choose_signature(signatures: Mapping[str, Signature], name: str = "") -> Signature:

@@ -111,9 +111,12 @@ class TensorSpec:
         """Whether an array of `shape` fits."""
         if self.shape is None:
             return True
-        return len(shape) == len(self.shape) and all(
-            want is None or want == got for want, got in zip(self.shape, shape, strict=True)
-        )
+        if len(shape) != len(self.shape):
+            return False
+        for want, got in zip(self.shape, shape, strict=True):  # noqa: SIM110 - a generator would cost as much again
+            if want != got and want is not None:
+                return False
+        return True
 
 
 @dataclass(frozen=True)

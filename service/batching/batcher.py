@@ -11,10 +11,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from service.batching.queue import BatchQueue, Entry, Lane, Limits, Taken
+from service.batching.queue import BatchQueue, Entry, Lane, Limits, Spent, Taken
 from service.batching.runner import Runner
 from service.batching.statistics import Statistics
 from service.errors import DeadlineExceeded, Internal, InvalidArgument, KilnError, Overloaded, Unavailable
@@ -58,6 +59,30 @@ class Model(Protocol):
 
     def run(self, lane: Lane, inputs: Tensors) -> Tensors:
         """Run one batch, ``(rows, …)`` in and out; called from the runner's thread, or inline."""
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """One batch on its way through the model: of `rows` rows, of which the plan is `given` more where it pads.
+
+    `began` is when it was taken, in seconds of the batcher's clock; `fuse_s` how long fusing its inputs took.
+    """
+
+    entries: list[Entry]
+    lane: Lane
+    rows: int
+    began: float
+    given: int = 0
+    fuse_s: float = 0.0
+
+    def tell(self, entry: Entry, compute_s: float, cut_s: float) -> None:
+        """Fill in what `entry` spent."""
+        spent = entry.spent
+        if spent is not None:
+            spent.queue_s = self.began - entry.enqueued
+            spent.fuse_s = self.fuse_s + cut_s
+            spent.compute_s = compute_s
+            spent.rows = self.rows
 
 
 class Observer(Protocol):
@@ -110,8 +135,10 @@ class Batcher:
     def __repr__(self) -> str:
         return f"<Batcher {self.queue!r}, {len(self._running)} running, {len(self._retries)} to retry>"
 
-    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
-        """Queue one validated request; the answer has as many rows as `inputs`.
+    def submit(
+        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+    ) -> Awaitable[Tensors]:
+        """Queue one validated request; the answer has as many rows as `inputs`, and `spent` is filled in before it.
 
         Raises:
             Unavailable: the version is stopping.
@@ -126,7 +153,7 @@ class Batcher:
         now = self._clock()
         loop = asyncio.get_running_loop()
         entries = [
-            Entry(lane, part, part_rows, size_bytes(part), now, deadline, loop.create_future())
+            Entry(lane, part, part_rows, size_bytes(part), now, deadline, loop.create_future(), spent)
             for part, part_rows in self._cut(lane, inputs, rows)
         ]
         if not self.queue.has_room(entries):
@@ -218,8 +245,9 @@ class Batcher:
                 taken = self._recheck(self._retries.popleft())
             else:
                 taken = self.queue.take(self._clock())
+                now = self._clock()
                 for entry in taken.entries:
-                    self._observer.waited(self._clock() - entry.enqueued)
+                    self._observer.waited(now - entry.enqueued)
             self._dispose(taken)
             if taken.entries:
                 self._start(taken.entries)
@@ -264,34 +292,33 @@ class Batcher:
     def _start(self, entries: list[Entry]) -> None:
         lane = entries[0].lane
         self._running.append(entries)
-        given = rows = sum(entry.rows for entry in entries)
-        batch = entries[0].payload
-        now = self._clock()
-        queue_ns = int(sum([now - entry.enqueued for entry in entries]) * 1e9)
-        start_ns = time.perf_counter_ns()
+        rows = 0
+        for entry in entries:
+            rows += entry.rows
+        run = Run(entries, lane, rows, self._clock())
+        start = time.perf_counter()
         try:
+            batch = entries[0].payload
             if lane.fuses:
-                given = self._model.bucket_rows(lane, rows)
-                batch = concatenate([entry.payload for entry in entries], given)
-            inline = self._may_inline(lane, given)
+                run.given = self._model.bucket_rows(lane, rows)
+                batch = concatenate([entry.payload for entry in entries], run.given)
+            inline = self._may_inline(lane, run.given)
         except Exception as error:  # noqa: BLE001 - no memory for the batch, say: its callers must be told
-            self._resolve(entries, given, error)
+            self._resolve(run, error)
             return
-        spent_ns = (queue_ns, time.perf_counter_ns() - start_ns)
+        run.fuse_s = time.perf_counter() - start
         job = partial(self._run, lane, batch)
         if inline:
-            self._run_inline(job, entries, given, spent_ns)
+            self._run_inline(job, run)
         else:
-            self._runner.start(job, partial(self._finish, entries, given, spent_ns))
+            self._runner.start(job, partial(self._finish, run))
 
     def _may_inline(self, lane: Lane, given: int) -> bool:
         if self._runner.parallel > 1 or len(self._running) > 1 or self._inline_strikes >= _INLINE_STRIKES:
             return False
         return self._model.expected_s(lane, given) < _INLINE_S
 
-    def _run_inline(
-        self, job: Callable[[], tuple[Tensors, float]], entries: list[Entry], given: int, spent_ns: tuple[int, int]
-    ) -> None:
+    def _run_inline(self, job: Callable[[], tuple[Tensors, float]], run: Run) -> None:
         result: tuple[Tensors, float] | Exception
         try:
             result = job()
@@ -300,7 +327,7 @@ class Batcher:
         else:
             misjudged = result[1] > _INLINE_MISJUDGED * _INLINE_S
             self._inline_strikes = self._inline_strikes + 1 if misjudged else 0
-        self._resolve(entries, given, result, spent_ns)
+        self._resolve(run, result)
 
     def _run(self, lane: Lane, batch: Tensors) -> tuple[Tensors, float]:
         """On the runner's thread: outputs and the seconds they took."""
@@ -308,49 +335,38 @@ class Batcher:
         outputs = self._model.run(lane, batch)
         return outputs, time.perf_counter() - start
 
-    def _finish(
-        self,
-        entries: list[Entry],
-        given: int,
-        spent_ns: tuple[int, int],
-        result: tuple[Tensors, float] | Exception,
-    ) -> None:
+    def _finish(self, run: Run, result: tuple[Tensors, float] | Exception) -> None:
         """A run in the thread has ended."""
-        self._resolve(entries, given, result, spent_ns)
+        self._resolve(run, result)
         self._pump()
 
-    def _resolve(
-        self,
-        entries: list[Entry],
-        given: int,
-        result: tuple[Tensors, float] | Exception,
-        spent_ns: tuple[int, int] = (0, 0),
-    ) -> None:
-        """Resolve every entry of a run that was given `given` rows, padding included.
-
-        `spent_ns` is what its entries waited in all, and what fusing their inputs took.
-        """
+    def _resolve(self, run: Run, result: tuple[Tensors, float] | Exception) -> None:
+        """Resolve every entry of a run."""
+        entries = run.entries
         self._running.remove(entries)
-        if not isinstance(result, Exception):
-            outputs, seconds = result
-            rows = sum(entry.rows for entry in entries)
-            self._observer.executed(rows, seconds)
-            self._learn(rows, seconds)
-            self.rows_served += rows
-            start_ns = time.perf_counter_ns()
-            try:
-                parts = _parts(entries, given, outputs)
-            except Internal as error:
-                result = error
-            else:
-                self.statistics.executed(
-                    rows, len(entries), *spent_ns, int(seconds * 1e9), time.perf_counter_ns() - start_ns
-                )
-                for entry, part in zip(entries, parts, strict=True):
-                    if not entry.reply.done():
-                        entry.reply.set_result(part)
         if isinstance(result, Exception):
             self._bisect(entries, result)
+            return
+        outputs, seconds = result
+        self._observer.executed(run.rows, seconds)
+        self._learn(run.rows, seconds)
+        self.rows_served += run.rows
+        start = time.perf_counter()
+        try:
+            parts = _parts(entries, run.given, outputs)
+        except Internal as error:
+            self._bisect(entries, error)
+            return
+        cut_s = time.perf_counter() - start
+        waited_s = 0.0
+        for entry, part in zip(entries, parts, strict=True):
+            waited_s += run.began - entry.enqueued
+            if not entry.reply.done():
+                run.tell(entry, seconds, cut_s)
+                entry.reply.set_result(part)
+        self.statistics.executed(
+            run.rows, len(entries), int(waited_s * 1e9), int(run.fuse_s * 1e9), int(seconds * 1e9), int(cut_s * 1e9)
+        )
 
     def _bisect(self, entries: list[Entry], error: Exception) -> None:
         """A batch that failed is run again in halves, so that only the rows at fault fail."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from service.errors import InvalidArgument, Overloaded
@@ -40,10 +41,23 @@ class Lane:
     conforms: bool
     fuses: bool
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, tuple[tuple[int, ...], ...]]:
         """Identity within one version: cheap to hash, unlike the lane itself."""
         return (self.signature.name, self.shapes)
+
+
+@dataclass(eq=False, slots=True)
+class Spent:
+    """Where the time of an answered request went, in seconds; `rows` is what its batch had.
+
+    `fuse_s` is fusing the batch and cutting it again. Of a request that was split, its last part counts.
+    """
+
+    queue_s: float = 0.0
+    fuse_s: float = 0.0
+    compute_s: float = 0.0
+    rows: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -57,6 +71,7 @@ class Entry:
     enqueued: float
     deadline: float | None
     reply: Reply
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ class BatchQueue:
 
     def has_room(self, entries: Sequence[Entry]) -> bool:
         """Whether `offer` would take `entries`; where not, a `sweep` may make room."""
-        return not self._over_limit(sum(e.rows for e in entries), sum(e.size_bytes for e in entries))
+        return not self._over_limit(*_sizes(entries))
 
     def offer(self, entries: Sequence[Entry], rows_per_s: float = 0.0) -> None:
         """Queue all of `entries`, or none; never waits.
@@ -110,8 +125,7 @@ class BatchQueue:
             Overloaded: there is no room for them.
             InvalidArgument: there never can be.
         """
-        rows = sum(entry.rows for entry in entries)
-        size = sum(entry.size_bytes for entry in entries)
+        rows, size = _sizes(entries)
         if self._over_limit(rows, size):
             limit = f"{self.limits.max_queue_rows} rows ({self.limits.max_queue_bytes} bytes)"
             if rows > self.limits.max_queue_rows or size > self.limits.max_queue_bytes:
@@ -123,7 +137,10 @@ class BatchQueue:
                 min(self.rows / rows_per_s, _LONGEST_RETRY_S) if rows_per_s else 1.0,
             )
         for entry in entries:
-            self._lanes.setdefault(entry.lane.key, deque()).append(entry)
+            lane = self._lanes.get(entry.lane.key)
+            if lane is None:
+                lane = self._lanes[entry.lane.key] = deque()
+            lane.append(entry)
         self.rows += rows
         self.size_bytes += size
 
@@ -138,7 +155,7 @@ class BatchQueue:
             due = [key for key, lane in self._lanes.items() if self._is_due(lane, now)]
             if not due:
                 break
-            key = min(due, key=lambda k: self._lanes[k][0].enqueued)
+            key = due[0] if len(due) == 1 else min(due, key=lambda k: self._lanes[k][0].enqueued)
             lane = self._lanes[key]
             self._take_from(lane, now, taken)
             if not lane:
@@ -230,3 +247,10 @@ class BatchQueue:
     def _forget(self, entry: Entry) -> None:
         self.rows -= entry.rows
         self.size_bytes -= entry.size_bytes
+
+
+def _sizes(entries: Sequence[Entry]) -> tuple[int, int]:
+    """Rows and bytes of a request, which has one entry but where it was split."""
+    if len(entries) == 1:
+        return entries[0].rows, entries[0].size_bytes
+    return sum(entry.rows for entry in entries), sum(entry.size_bytes for entry in entries)

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 
+from service.batching.queue import Spent
 from service.errors import KilnError
 from service.metrics import Metrics
 from service.registry.version import Version, VersionHandle
@@ -31,9 +32,11 @@ class ShadowedHandle:
         self._metrics = metrics
         self._keep = keep
 
-    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
+    def submit(
+        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+    ) -> Awaitable[Tensors]:
         """The other version is asked only once there is an answer to compare with."""
-        answer = self._handle.submit(signature, inputs, deadline)
+        answer = self._handle.submit(signature, inputs, deadline, spent)
         if random.random() >= self._share:  # noqa: S311 - a sample
             return answer
         return self._compared(answer, signature, inputs)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from service.batching.batcher import Batcher
 from service.batching.batcher import Model as BatchModel
-from service.batching.queue import Limits
+from service.batching.queue import Limits, Spent
 from service.batching.runner import Runner, ThreadRunner, result_of
 from service.errors import KilnError
 from service.metrics import Metrics
@@ -251,8 +251,10 @@ class VersionHandle:
         self._batcher = version.batcher
         self._owner = version
 
-    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
-        return self._batcher.submit(signature, inputs, deadline)
+    def submit(
+        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+    ) -> Awaitable[Tensors]:
+        return self._batcher.submit(signature, inputs, deadline, spent)
 
     def release(self) -> None:
         self._owner.last_used = time.monotonic()

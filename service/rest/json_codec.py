@@ -26,6 +26,7 @@ _NUMBER_BYTES = b"0123456789.+-eE \t\r\n"
 _PROXY_COST_BYTES = 80
 """Visiting one nested array costs about as much as stripping this many bytes of text."""
 _LONGEST_QUOTE = 60
+_KEPT_BYTES = 2**18
 _NESTING = {list, dict}
 _BUFFER_TYPES = {"f": "d", "V": "d", "i": "i", "u": "u"}
 """simdjson's element type by NumPy's kind (bfloat16 has the kind V)."""
@@ -47,7 +48,7 @@ class Document:
             if is_header and text.count(b"[") + text.count(b"{") <= max_depth:
                 root = orjson.loads(text)
             else:
-                root = simdjson.Parser().parse(text)
+                root = _parse(text)
         except (ValueError, RuntimeError):  # RuntimeError: too deep, or an integer of over 64 bits
             root = _parse_leniently(text, max_depth)
         if not isinstance(root, simdjson.Object | dict):
@@ -59,6 +60,24 @@ class Document:
     def get(self, key: str) -> Any:
         """The value at `key`, None if there is none."""
         return self._root[key] if key in self.keys else None
+
+
+_kept_parser = simdjson.Parser()
+
+
+def _parse(text: bytes) -> Any:
+    """JSON as simdjson's proxies.
+
+    A new parser's buffers are eleven times the text, in pages that the system has to clear first,
+    which took as long as parsing: so one is kept for texts of usual size. It refuses to be used
+    again while proxies of the last text live, as in the traceback of an error that is being told.
+    """
+    if len(text) <= _KEPT_BYTES:
+        try:
+            return _kept_parser.parse(text)
+        except RuntimeError:
+            pass  # in use; or too deep, which a new one will say again
+    return simdjson.Parser().parse(text)
 
 
 def _parse_leniently(text: bytes, max_depth: int) -> Any:

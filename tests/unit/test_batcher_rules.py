@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batching.batcher import Batcher
-from service.batching.queue import Entry, Limits
+from service.batching.queue import Entry, Limits, Spent
 from service.errors import DeadlineExceeded, Internal, InvalidArgument, Overloaded, Unavailable
 from service.metrics import Metrics
 from service.predictor import Decoded, ModelRef, Predictor
@@ -114,8 +114,10 @@ class OneVersion:
     def acquire(self, ref: ModelRef) -> OneVersion:
         return self
 
-    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> Awaitable[Tensors]:
-        return self.batcher.submit(signature, inputs, deadline)
+    def submit(
+        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+    ) -> Awaitable[Tensors]:
+        return self.batcher.submit(signature, inputs, deadline, spent)
 
 
 async def test_rest_and_grpc_share_the_queue():
@@ -177,7 +179,7 @@ async def test_a_full_queue_is_swept_first(still_full: bool):
 async def test_an_entry_holds_all_there_is_to_know_of_a_request():
     """Rule 4: payload, rows, size, times and the reply travel together."""
     fields = [field.name for field in dataclasses.fields(Entry)]
-    assert fields == ["lane", "payload", "rows", "size_bytes", "enqueued", "deadline", "reply"]
+    assert fields == ["lane", "payload", "rows", "size_bytes", "enqueued", "deadline", "reply", "spent"]
     bench = Bench()
     answer = bench.submit(1, 2, deadline=130)
     (entry,) = bench.batcher.queue.clear()

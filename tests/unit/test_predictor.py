@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from service.batching.queue import Spent
 from service.errors import (
     Code,
     DeadlineExceeded,
@@ -64,7 +65,9 @@ class FakeEngine:
     def release(self) -> None:
         self.held -= 1
 
-    def submit(self, signature: Signature, inputs: Tensors, deadline: float | None) -> asyncio.Future[Tensors]:
+    def submit(
+        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+    ) -> asyncio.Future[Tensors]:
         self._fail_at("submit")
         assert self.held == 1
         self.submitted.append(inputs)
