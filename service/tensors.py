@@ -27,11 +27,16 @@ MAX_DIMENSIONS = 64
 """NumPy's limit."""
 
 
+_LARGEST = {"FP16": 65504.0, "BF16": 3.3895e38, "FP32": 3.4028e38}
+"""The largest numbers of the floating types that JSON's may overflow, rounded down."""
+
+
 class DataType(Enum):
     """Element types, under the names of each wire.
 
     ``value`` is the Open Inference Protocol's name, `tensorflow` the name and `number` the
-    enum number in TensorFlow's ``types.proto``.
+    enum number in TensorFlow's ``types.proto``. A floating type holds each number whose square is
+    below `safe_square`.
     """
 
     BOOL = ("BOOL", "DT_BOOL", 10, np.bool_)
@@ -52,6 +57,7 @@ class DataType(Enum):
     tensorflow: str
     number: int
     numpy: np.dtype[Any]
+    safe_square: float
 
     def __new__(cls, oip: str, tensorflow: str, number: int, numpy: type) -> DataType:
         member = object.__new__(cls)
@@ -59,6 +65,7 @@ class DataType(Enum):
         member.tensorflow = tensorflow
         member.number = number
         member.numpy = np.dtype(numpy)
+        member.safe_square = _LARGEST.get(oip, 0.0) ** 2 * 0.99
         return member
 
     @property

@@ -15,7 +15,7 @@ from service.metrics import CONTENT_TYPE, Metrics
 from service.predictor import Predictor
 from service.rest.admin import admin_router
 from service.rest.codes import HTTP_STATUS
-from service.rest.http import Asgi, Receive, Scope, Send
+from service.rest.http import Asgi, Receive, Scope, Send, returning
 from service.rest.openapi import HOT_PATHS
 from service.rest.openinference import infer_app, metadata_router
 from service.rest.openinference_admin import extensions_router
@@ -35,6 +35,7 @@ class KilnApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            send = returning(scope, send)
             path: str = scope["path"]
             if path.startswith("/v2/models/") and path.endswith("/infer") and path != "/v2/models/infer":
                 await self.infer(scope, receive, send)

@@ -25,12 +25,14 @@ from service.tensors import MAX_DIMENSIONS, Array, DataType, Signature, TensorSp
 _NUMBER_BYTES = b"0123456789.+-eE \t\r\n"
 _PROXY_COST_BYTES = 80
 """Visiting one nested array costs about as much as stripping this many bytes of text."""
+_OBJECT = (simdjson.Object, dict)
 _LONGEST_QUOTE = 60
 _KEPT_BYTES = 2**18
 _NESTING = {list, dict}
 _BUFFER_TYPES = {"f": "d", "V": "d", "i": "i", "u": "u"}
 """simdjson's element type by NumPy's kind (bfloat16 has the kind V)."""
 _BUFFER_DTYPES = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
+_FEW_ELEMENTS = 8192
 
 
 class Document:
@@ -51,7 +53,7 @@ class Document:
                 root = _parse(text)
         except (ValueError, RuntimeError):  # RuntimeError: too deep, or an integer of over 64 bits
             root = _parse_leniently(text, max_depth)
-        if not isinstance(root, simdjson.Object | dict):
+        if not isinstance(root, _OBJECT):
             raise InvalidArgument(f"JSON Value: {quote(root)} Is not object")
         self._root = root
         self.max_depth = max_depth
@@ -266,6 +268,8 @@ def _cast(buffer: Array, spec: TensorSpec) -> Array:
         return buffer
     if dtype.kind in "iu":
         return integers_fit(buffer, spec)
+    if buffer.size <= _FEW_ELEMENTS and np.vdot(buffer, buffer) < spec.dtype.safe_square:
+        return buffer.astype(dtype)  # the sum of all squares bounds each: cheaper than `errstate`
     try:
         with np.errstate(over="raise"):
             return buffer.astype(dtype)

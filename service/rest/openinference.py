@@ -26,6 +26,7 @@ from service.rest.http import (
     guarded,
     header,
     read_body,
+    timing_header,
 )
 from service.rest.openapi import HEALTH, MODEL, MODEL_READY, MODELS, SERVER, error_responses
 from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
@@ -68,9 +69,10 @@ def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
 
             prediction = await request.predict(due, decode)
             content, json_bytes = encode_infer(prediction, wanted)
-        headers: Headers = [JSON]
+        headers: Headers = [JSON, timing_header(prediction.spent)]
         if json_bytes is not None:
-            headers = [_BINARY, (_LENGTH_HEADER, b"%d" % json_bytes)]
+            headers[0] = _BINARY
+            headers.append((_LENGTH_HEADER, b"%d" % json_bytes))
         await answer_content(scope, send, content, headers, options.gzip_min_bytes)
 
     return guarded(infer)

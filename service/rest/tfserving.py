@@ -26,6 +26,7 @@ from service.rest.http import (
     deadline,
     guarded,
     read_body,
+    timing_header,
 )
 from service.rest.options import RestOptions
 from service.rest.tfserving_codec import decode_predict, encode_predict, signature_def
@@ -60,8 +61,10 @@ def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
                 decoded, form = decode_predict(body, signatures, options.max_json_depth, options.bounds)
                 return decoded
 
-            content = encode_predict(await request.predict(due, decode), form)
-        await answer_content(scope, send, content, [JSON], options.gzip_min_bytes)
+            prediction = await request.predict(due, decode)
+            content = encode_predict(prediction, form)
+        headers = [JSON, timing_header(prediction.spent)]
+        await answer_content(scope, send, content, headers, options.gzip_min_bytes)
 
     async def infer(scope: Scope, receive: Receive, send: Send, ref: ModelRef, method: Method) -> None:
         with predictor.request(ref, "rest-tfs") as request:
@@ -73,7 +76,8 @@ def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
                 content = encode_classes(classes_of(prediction, len(examples)))
             else:
                 content = encode_values(values_of(prediction, len(examples)))
-        await answer_content(scope, send, content, [JSON], options.gzip_min_bytes)
+        headers = [JSON, timing_header(prediction.spent)]
+        await answer_content(scope, send, content, headers, options.gzip_min_bytes)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]

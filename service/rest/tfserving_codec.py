@@ -16,7 +16,8 @@ from service.predictor import Decoded, Prediction, choose_signature
 from service.rest.json_codec import Document, check_elements, dumps, is_base64, jsonable, plain, quote, to_array
 from service.tensors import Array, Signature, Tensors, check_names
 
-_FORMS = ("instances", "inputs")
+_ARRAY = (simdjson.Array, list)
+_OBJECT = (simdjson.Object, dict)
 
 
 def decode_predict(
@@ -43,17 +44,17 @@ def decode_predict(
 
 
 def _form(document: Document) -> str:
-    given = [form for form in _FORMS if form in document.keys]
-    if len(given) == 2:
+    is_rows, is_columns = "instances" in document.keys, "inputs" in document.keys
+    if is_rows and is_columns:
         raise InvalidArgument("one of 'instances' and 'inputs' is expected, got both")
-    if not given:
+    if not (is_rows or is_columns):
         raise InvalidArgument("Missing 'inputs' or 'instances' key")
-    return given[0]
+    return "instances" if is_rows else "inputs"
 
 
 def _from_inputs(value: Any, signature: Signature, document: Document) -> Tensors:
     """Columnar: one tensor, or an object of one tensor per input."""
-    if isinstance(value, simdjson.Object | dict) and not is_base64(value):
+    if isinstance(value, _OBJECT) and not is_base64(value):
         check_names(signature, dict.fromkeys(value.keys()))
         text = document.text if len(signature.inputs) == 1 else b""
         return {spec.name: to_array(value[spec.name], spec, text, document.max_depth - 2) for spec in signature.inputs}
@@ -67,12 +68,12 @@ def _from_inputs(value: Any, signature: Signature, document: Document) -> Tensor
 
 def _from_instances(value: Any, signature: Signature, document: Document) -> Tensors:
     """Row by row: a list of values of the only input, or of objects with one value per input."""
-    if not isinstance(value, simdjson.Array | list):
+    if not isinstance(value, _ARRAY):
         raise InvalidArgument("'instances' must be a list of rows")
     if not len(value):
         raise InvalidArgument("'instances' has no rows: at least one is expected, got an empty batch")
     first = value[0]
-    if isinstance(first, simdjson.Object | dict) and not is_base64(first):
+    if isinstance(first, _OBJECT) and not is_base64(first):
         return _from_named_rows(plain(value, document.max_depth - 1), signature)
     if len(signature.inputs) != 1:
         raise InvalidArgument(
@@ -99,6 +100,10 @@ def encode_predict(prediction: Prediction, form: str) -> bytes:
     One output comes bare, several by name. Outputs whose name ends in ``_bytes`` come as base64.
     """
     outputs = prediction.outputs
+    if len(outputs) == 1 and form == "instances":
+        ((name, array),) = outputs.items()
+        if array.ndim:
+            return dumps({"predictions": _jsonable(name, array)})
     values = {name: _jsonable(name, array) for name, array in outputs.items()}
     if form == "inputs":
         return dumps({"outputs": next(iter(values.values())) if len(values) == 1 else values})

@@ -18,7 +18,7 @@ ORDER = (
     ("service.cli",),
     ("service.server",),
     ("service.rest", "service.rpc"),
-    ("service.examples", "service.extensions"),
+    ("service.examples", "service.extensions", "service.timing"),
     ("service.predictor",),
     ("service.registry",),
     ("service.batching",),
