@@ -1,15 +1,18 @@
 """Byte-level handlers and how grpcio calls them.
 
 A handler takes the request's bytes and an absolute deadline, and returns the response's bytes or
-raises a `KilnError`: nothing in it knows the transport.
+raises a `KilnError`; that of a stream takes the bytes of its messages and what bounds each of them,
+and gives those of its answers. Nothing in them knows the transport.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -26,15 +29,35 @@ Handler = Callable[[bytes, float], Awaitable[bytes]]
 Handlers = Mapping[str, Handler]
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What each message of a stream may take: `deadline` is that of one that begins now."""
+
+    max_message_bytes: int
+    deadline: Callable[[], float]
+
+
+StreamHandler = Callable[[AsyncIterator[bytes], Bounds], AsyncGenerator[bytes, None]]
+StreamHandlers = Mapping[str, StreamHandler]
+
+
 class GenericHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Handlers by method path, as grpcio asks for them; without serializers, so bytes go through."""
 
-    def __init__(self, handlers: Handlers, *, request_timeout_s: float, max_message_bytes: int) -> None:
+    def __init__(
+        self, handlers: Handlers, streams: StreamHandlers, *, request_timeout_s: float, max_message_bytes: int
+    ) -> None:
         self._methods = {
             path: grpc.unary_unary_rpc_method_handler(
                 _bind(path, handler, request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes)
             )
             for path, handler in handlers.items()
+        }
+        self._methods |= {
+            path: grpc.stream_stream_rpc_method_handler(
+                _bind_stream(path, handler, request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes)
+            )
+            for path, handler in streams.items()
         }
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
@@ -56,13 +79,41 @@ def _bind(
         except Exception:  # noqa: BLE001 - whatever it is, its caller is told
             _log.exception("%s failed", path)
             failure = Internal(INTERNAL_ERROR)
-        trailers: tuple[tuple[str, str], ...] = ()
-        if isinstance(failure, Overloaded):
-            trailers = (("retry-after", str(max(1, math.ceil(failure.retry_after_s)))),)
-        text = str(failure)
-        if len(text) > _LONGEST_TEXT:
-            text = text[:_LONGEST_TEXT] + "…"
-        await context.abort(GRPC_STATUS[failure.code], text, trailers)
+        await _abort(context, failure)
         raise AssertionError("abort raises")  # for the type checker
 
     return call
+
+
+def _bind_stream(
+    path: str, handler: StreamHandler, *, request_timeout_s: float, max_message_bytes: int
+) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
+    async def call(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        remaining_s = context.time_remaining()
+        end = math.inf if remaining_s is None else time.monotonic() + remaining_s
+        bounds = Bounds(max_message_bytes, lambda: min(end, time.monotonic() + request_timeout_s))
+        try:
+            async with contextlib.aclosing(handler(messages, bounds)) as answers:
+                async for answer in answers:
+                    yield answer
+        except KilnError as error:
+            failure = error
+        except Exception:  # noqa: BLE001 - whatever it is, its caller is told
+            _log.exception("%s failed", path)
+            failure = Internal(INTERNAL_ERROR)
+        else:
+            return
+        await _abort(context, failure)
+
+    return call
+
+
+async def _abort(context: Any, failure: KilnError) -> None:
+    """End a call with an error; raises what grpcio ends it with."""
+    trailers: tuple[tuple[str, str], ...] = ()
+    if isinstance(failure, Overloaded):
+        trailers = (("retry-after", str(max(1, math.ceil(failure.retry_after_s)))),)
+    text = str(failure)
+    if len(text) > _LONGEST_TEXT:
+        text = text[:_LONGEST_TEXT] + "…"
+    await context.abort(GRPC_STATUS[failure.code], text, trailers)
