@@ -1,16 +1,21 @@
-"""Descriptors under public names, for server reflection."""
+"""Server reflection, with descriptors under public names."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
 from google.protobuf import any_pb2, wrappers_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection import aio
 
 from service.rpc._generated.inference import open_inference_pb2
 from service.rpc._generated.kiln.tensorflow import tensor_pb2
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2
+from service.rpc.handlers import Bounds, StreamHandlers
+from service.rpc.messages import parse
 
 _MODULES = (
     any_pb2,
@@ -22,6 +27,20 @@ _MODULES = (
     serving_pb2,
 )
 _PREFIX = "kiln."
+REFLECTION_SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+"""One protocol under two names: version 1 has the messages of v1alpha, field by field."""
+
+
+def reflection_streams(services: Iterable[str]) -> StreamHandlers:
+    """Byte-level stream handlers by full method path; `services` are those that are listed."""
+    servicer = aio.ReflectionServicer(services, pool=public_pool())
+
+    async def info(messages: AsyncIterator[bytes], bounds: Bounds) -> AsyncGenerator[bytes, None]:  # noqa: ARG001
+        requests = (parse(reflection_pb2.ServerReflectionRequest, data) async for data in messages)
+        async for response in servicer.ServerReflectionInfo(requests, None):
+            yield response.SerializeToString()
+
+    return {f"/{name}/ServerReflectionInfo": info for name in REFLECTION_SERVICES}
 
 
 def public_pool() -> DescriptorPool:

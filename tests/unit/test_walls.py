@@ -15,7 +15,7 @@ GENERATED = "service/rpc/_generated/"
 
 ORDER = (
     ("service.__main__",),
-    ("service.cli",),
+    ("service.cli", "service.embedded"),
     ("service.server",),
     ("service.rest", "service.rpc"),
     ("service.predictor",),
@@ -40,8 +40,8 @@ INVERSIONS = {
 
 ASIDE = {
     "service.metrics": {"service.server", "service.rest", "service.predictor", "service.registry"},
-    "service.settings": {"service.cli", "service.server"},
-    "service.logs": {"service.cli"},
+    "service.settings": {"service.cli", "service.embedded", "service.server"},
+    "service.logs": {"service.cli", "service.embedded"},
     "service.health": {"service.server"},
 }
 """What stands beside the rooms, and which of them are handed it."""

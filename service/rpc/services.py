@@ -1,0 +1,41 @@
+"""Every gRPC service of Kiln as byte-level handlers, for whatever transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.predictor import Predictor
+from service.rpc.handlers import Handlers, StreamHandlers
+from service.rpc.health import HEALTH_SERVICE, HealthService
+from service.rpc.open_inference import SERVICE, open_inference_handlers
+from service.rpc.reflection import REFLECTION_SERVICES, reflection_streams
+from service.rpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, tfserving_handlers
+
+_DIALECTS = (SERVICE, PREDICTION_SERVICE, MODEL_SERVICE)
+
+
+@dataclass(frozen=True)
+class Services:
+    """Handlers by full method path, unary and streaming, and the health that they tell of."""
+
+    handlers: Handlers
+    streams: StreamHandlers
+    health: HealthService
+
+
+def all_services(predictor: Predictor, is_ready: Callable[[], bool]) -> Services:
+    """Both dialects, health and reflection."""
+    health = HealthService(_DIALECTS)
+    return Services(
+        handlers={
+            **open_inference_handlers(predictor, is_ready),
+            **tfserving_handlers(predictor),
+            **health.handlers(),
+        },
+        streams={
+            **health.streams(),
+            **reflection_streams((*_DIALECTS, HEALTH_SERVICE, *REFLECTION_SERVICES)),
+        },
+        health=health,
+    )
