@@ -6,10 +6,10 @@ MODELS ?= models
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos bench image chart
+.PHONY: help setup serve test lint type protos bench bench-codecs image chart
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
 
 setup: $(INSTALLED)  ## make .venv with exactly the packages of constraints.txt, and Kiln in it
 
@@ -39,6 +39,9 @@ protos: setup  ## regenerate service/rpc/_generated from protos/
 
 bench: setup  ## measure the server and print the table of load_tests/README.md
 	$(BIN)/python -m load_tests.bench
+
+bench-codecs: setup  ## measure the codecs alone: each dialect, form, type and size
+	$(BIN)/python -m load_tests.bench_codecs
 
 image: ## build the container image with docker
 	docker build --tag kiln .

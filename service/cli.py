@@ -47,6 +47,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if name == "models":
             parser.add_argument(name, nargs="?", metavar="MODELS", **options)
+        elif field.annotation is bool:
+            flag = "--" + name.replace("_", "-")
+            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, **options)
         else:
             flag = str(extra.get("flag", "--" + name.replace("_", "-")))
             metavar = "{" + ",".join(choices) + "}" if choices else flag.rsplit("-", 1)[-1].upper()

@@ -16,6 +16,7 @@ from service.errors import KilnError
 from service.predictor import Predictor
 from service.rpc.calls import Receive, Scope, Send
 from service.rpc.envoy import SIGNALS, EnvoyServer, embedding
+from service.rpc.options import RpcOptions
 from service.server import serve
 from service.settings import Settings
 
@@ -69,14 +70,8 @@ class Embedded:
         sys.stderr.flush()
         os._exit(code)
 
-    def _front_end(self, predictor: Predictor, is_ready: Callable[[], bool]) -> EnvoyServer:
-        self._server = EnvoyServer(
-            predictor,
-            is_ready=is_ready,
-            address=self._address,
-            max_message_bytes=self._settings.max_message_bytes,
-            request_timeout_s=self._settings.request_timeout_s,
-        )
+    def _front_end(self, predictor: Predictor, is_ready: Callable[[], bool], options: RpcOptions) -> EnvoyServer:
+        self._server = EnvoyServer(predictor, is_ready, options, self._address)
         self._built.set()
         return self._server
 

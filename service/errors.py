@@ -17,6 +17,7 @@ class Code(Enum):
     INVALID_ARGUMENT = "invalid_argument"
     TOO_LARGE = "too_large"
     NOT_FOUND = "not_found"
+    ALREADY_EXISTS = "already_exists"
     FAILED_PRECONDITION = "failed_precondition"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"
@@ -53,9 +54,15 @@ class TooLarge(KilnError):
 
 
 class NotFound(KilnError):
-    """No such model or version."""
+    """No such model, version or shared memory region."""
 
     code = Code.NOT_FOUND
+
+
+class AlreadyExists(KilnError):
+    """The name is taken: it must be given up before it can be given again."""
+
+    code = Code.ALREADY_EXISTS
 
 
 class FailedPrecondition(KilnError):

@@ -35,3 +35,9 @@ def configure(level: str, form: str) -> None:
     logging.getLogger("kiln").setLevel(level.upper())
     for name in _UVICORN:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def form_in_use() -> str:
+    """The form of the log's lines: ``console`` or ``json``."""
+    is_json = any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+    return "json" if is_json else "console"

@@ -6,11 +6,13 @@ front ends can live in another process than the one that holds the device.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from service.batching.statistics import VersionStatistics
 from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError, Unavailable
 from service.metrics import Metrics, ObservedRequest
 from service.registry.config import ModelConfig
@@ -18,7 +20,17 @@ from service.registry.lifecycle import VersionStatus
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
 
 SERVER_NAME = "kiln"
-EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters")
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+)
 """What Kiln answers of the Open Inference Protocol's extensions, in REST and gRPC alike."""
 
 
@@ -37,12 +49,14 @@ class Decoded:
 
     With `strict_shapes` the signature's rank and sizes are enforced here; without, as TensorFlow
     Serving has it, a shape that differs goes to the graph, which may refuse it: but only if the
-    signature says that the graph can be let try.
+    signature says that the graph can be let try. `timeout_s` is what the request gives itself, beside
+    the deadline of its call.
     """
 
     signature: Signature
     inputs: Tensors
     strict_shapes: bool = True
+    timeout_s: float | None = None
 
 
 Decoder = Callable[[Mapping[str, Signature]], Decoded]
@@ -61,13 +75,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a loaded version says of itself. `versions` are those loaded, in order."""
+    """What a loaded version says of itself, and how it is batched. `versions` are those loaded, in order."""
 
     name: str
     version: int
     versions: tuple[int, ...]
     platform: str
     signatures: Mapping[str, Signature]
+    device: str = ""
+    config: ModelConfig = field(default_factory=ModelConfig)
+    max_batch_rows: int = 1
+    batch_wait_s: float = 0.0
 
 
 class Handle(Protocol):
@@ -104,6 +122,9 @@ class Engine(Protocol):
 
     def statuses(self, ref: ModelRef) -> list[VersionStatus]:
         """All known versions of a model (or the one asked for), newest first; `NotFound` if none."""
+
+    def statistics(self, ref: ModelRef | None) -> list[VersionStatistics]:
+        """Of the loaded versions that `ref` means, or of all; `NotFound` if there is no such version at all."""
 
     def all_statuses(self) -> list[VersionStatus]:
         """All known versions of all models."""
@@ -165,23 +186,54 @@ class Request:
         Raises:
             KilnError: whatever went wrong; the front end translates its code.
         """
-        try:
-            handle = self._engine.acquire(self._ref)
-        except Unavailable:
-            if not self._engine.is_coming(self._ref):
-                raise
-            await self._engine.wait(self._ref, deadline)
-            handle = self._engine.acquire(self._ref)
+        handle = await self._hold(deadline)
         try:
             self._observed.version = handle.version
             decoded = decode(handle.signatures)
             validate(decoded)
+            if decoded.timeout_s is not None:
+                own = time.monotonic() + decoded.timeout_s
+                deadline = own if deadline is None else min(deadline, own)
             if deadline is not None and time.monotonic() >= deadline:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
             outputs = await handle.submit(decoded.signature, decoded.inputs, deadline)
             return Prediction(handle.model, handle.version, decoded.signature, outputs)
         finally:
             handle.release()
+
+    async def predict_all(self, deadline: float | None, decoders: Sequence[Decoder]) -> list[Prediction]:
+        """As `predict`, with several signatures of one version; all are checked before any is queued."""
+        handle = await self._hold(deadline)
+        try:
+            self._observed.version = handle.version
+            asked = [decode(handle.signatures) for decode in decoders]
+            for decoded in asked:
+                validate(decoded)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise DeadlineExceeded("the deadline passed before the request was queued")
+
+            async def run(decoded: Decoded) -> Prediction:
+                outputs = await handle.submit(decoded.signature, decoded.inputs, deadline)
+                return Prediction(handle.model, handle.version, decoded.signature, outputs)
+
+            # the version is held until the last of them has ended, whichever way
+            answers = await asyncio.gather(*map(run, asked), return_exceptions=True)
+        finally:
+            handle.release()
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Prediction)]
+
+    async def _hold(self, deadline: float | None) -> Handle:
+        """The version to ask, which is waited for where it is being loaded."""
+        try:
+            return self._engine.acquire(self._ref)
+        except Unavailable:
+            if not self._engine.is_coming(self._ref):
+                raise
+            await self._engine.wait(self._ref, deadline)
+            return self._engine.acquire(self._ref)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:

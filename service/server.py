@@ -19,25 +19,30 @@ import uvicorn
 from service import __version__
 from service.batching.queue import Limits
 from service.batching.runner import ThreadRunner
+from service.bounds import Bounds
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.registry.config import ModelConfig
 from service.registry.estimate import Estimator
 from service.registry.importer import import_model
+from service.registry.labels import read_labels
 from service.registry.registry import Registry
 from service.registry.remote import fetch
 from service.registry.repository import Source
 from service.registry.version import Memory, RegistryOptions
 from service.registry.watch import Watcher, look
-from service.rest.app import RestOptions, rest_app
+from service.rest.app import KilnApp, rest_app
+from service.rest.options import RestOptions
 from service.rpc.envoy import become_envoy
+from service.rpc.options import RpcOptions
 from service.rpc.server import RpcServer
 from service.rpc.warmup_codec import decode_warm_up
 from service.runtime.devices import devices_for
 from service.runtime.memory import limit_bytes
 from service.runtime.model import LoadedModel, RuntimeOptions
 from service.settings import Settings
+from service.shared_memory import SharedMemory
 
 _log = logging.getLogger("kiln.server")
 _LINGER_S = 0.3
@@ -84,24 +89,14 @@ class Rpc(Protocol):
         """Take no new calls, and cancel those that are not done within `grace_s`."""
 
 
+BuildRpc = Callable[[Predictor, Callable[[], bool], RpcOptions], Rpc]
+
+
 async def _serve_with_grpcio(settings: Settings) -> bool:
-    def build_rpc(predictor: Predictor, is_ready: Callable[[], bool]) -> RpcServer:
-        return RpcServer(
-            predictor,
-            is_ready=is_ready,
-            address=f"{settings.host}:{settings.grpc_port}",
-            max_message_bytes=settings.max_message_bytes,
-            request_timeout_s=settings.request_timeout_s,
-        )
-
-    return await serve(settings, build_rpc, asyncio.get_running_loop().add_signal_handler)
+    return await serve(settings, RpcServer, asyncio.get_running_loop().add_signal_handler)
 
 
-async def serve(
-    settings: Settings,
-    build_rpc: Callable[[Predictor, Callable[[], bool]], Rpc],
-    on_signal: Callable[..., object],
-) -> bool:
+async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[..., object]) -> bool:
     """Serve until a signal comes through `on_signal`, which is as `loop.add_signal_handler`.
 
     Returns whether all threads came to rest.
@@ -120,8 +115,27 @@ async def serve(
     on_signal(signal.SIGHUP, watcher.poke)
     health = Health(registry.can_serve)
     predictor = Predictor(registry, metrics)
-    rpc = build_rpc(predictor, health.is_ready)
-    rest = _Rest(predictor, metrics, health, settings)
+    memory = SharedMemory(enabled=settings.shared_memory, max_tensor_bytes=settings.max_message_bytes)
+    options = RestOptions(
+        settings.max_message_bytes,
+        settings.max_json_depth,
+        settings.request_timeout_s,
+        settings.gzip_min_bytes,
+        memory,
+        Bounds(settings.max_tensor_elements, settings.max_string_bytes),
+    )
+    rpc = build_rpc(
+        predictor,
+        health.is_ready,
+        RpcOptions(
+            f"{settings.host}:{settings.grpc_port}",
+            settings.max_message_bytes,
+            settings.request_timeout_s,
+            memory,
+            options.bounds,
+        ),
+    )
+    rest = _Rest(rest_app(predictor, metrics, health.is_ready, options), settings)
     grpc_port = await rpc.start()
     try:
         rest_port = await rest.start()
@@ -176,11 +190,10 @@ async def _stop(drain_s: float, health: Health, registry: Registry, rpc: Rpc, re
 class _Rest:
     """uvicorn in this event loop, on a socket of our own."""
 
-    def __init__(self, predictor: Predictor, metrics: Metrics, health: Health, settings: Settings) -> None:
-        options = RestOptions(settings.max_message_bytes, settings.max_json_depth, settings.request_timeout_s)
+    def __init__(self, app: KilnApp, settings: Settings) -> None:
         self._address = (settings.host, settings.rest_port)
         config = uvicorn.Config(
-            rest_app(predictor, metrics, health.is_ready, options),
+            app,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -249,6 +262,7 @@ def _registry_options(settings: Settings) -> RegistryOptions:
     return RegistryOptions(
         materialize=materialize,
         load=load,
+        labels=lambda source: read_labels(fetch(source, settings.cache_dir)),
         memory=_memory(settings),
         limits=Limits(
             settings.max_batch_rows,

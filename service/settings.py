@@ -67,6 +67,25 @@ class Settings(BaseSettings):
     max_json_depth: int = Field(
         100, ge=4, le=500, description="deepest nesting of a JSON body", json_schema_extra=_unit("levels")
     )
+    gzip_min_bytes: int = Field(
+        16 * 2**10,
+        ge=0,
+        description="smallest HTTP answer that is compressed for callers who take gzip, 0 for none",
+        json_schema_extra=_unit("bytes"),
+    )
+    max_tensor_elements: int = Field(
+        2**24, ge=1, le=2**40, description="most elements of one tensor of a request; a string counts as 16"
+    )
+    max_string_bytes: int = Field(
+        32 * 2**20,
+        ge=1,
+        description="longest string that is an element of a tensor of a request",
+        json_schema_extra=_unit("bytes"),
+    )
+    shared_memory: bool = Field(
+        default=False,
+        description="take tensors in shared memory; whoever asks can then read and write objects of /dev/shm",
+    )
     request_timeout_s: float = Field(
         30.0, gt=0, description="deadline of a request that states none", json_schema_extra=_unit("seconds")
     )

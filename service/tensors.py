@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,6 @@ Tensors = dict[str, Array]
 DEFAULT_SIGNATURE = "serving_default"
 MAX_DIMENSIONS = 64
 """NumPy's limit."""
-_MAX_ELEMENTS = 2**40
 
 
 class DataType(Enum):
@@ -90,13 +89,15 @@ class TensorSpec:
     """One input or output of a signature.
 
     `shape` has None for a dimension of any size, and is None where even the rank is open.
-    `graph_name` is the tensor's name inside the graph (``serving_default_x:0``).
+    `graph_name` is the tensor's name inside the graph (``serving_default_x:0``); `labels` are the
+    names of an output's classes, if there are any.
     """
 
     name: str
     dtype: DataType
     shape: tuple[int | None, ...] | None
     graph_name: str = ""
+    labels: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_batched(self) -> bool:
@@ -270,16 +271,6 @@ def split(tensors: Tensors, rows: Sequence[int]) -> list[Tensors]:
         parts.append({name: array[start:stop] for name, array in tensors.items()})
         start = stop
     return parts
-
-
-def check_sizes(shape: Sequence[int], name: str) -> None:
-    """Raise `InvalidArgument` unless `shape` can be that of an array at all."""
-    if len(shape) > MAX_DIMENSIONS:
-        raise InvalidArgument(f"input {name!r}: a shape has at most {MAX_DIMENSIONS} dimensions, got {len(shape)}")
-    if any(size < 0 for size in shape):
-        raise InvalidArgument(f"input {name!r}: a shape has no negative sizes, got {_bracket(shape)}")
-    if math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
-        raise InvalidArgument(f"input {name!r}: at most {_MAX_ELEMENTS} elements expected, got shape {_bracket(shape)}")
 
 
 def _bracket(shape: Sequence[int]) -> str:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from service.batching.queue import BatchQueue, Entry, Lane, Limits, Taken
 from service.batching.runner import Runner
+from service.batching.statistics import Statistics
 from service.errors import DeadlineExceeded, Internal, InvalidArgument, KilnError, Overloaded, Unavailable
 from service.tensors import (
     Signature,
@@ -87,6 +88,7 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.queue = BatchQueue(limits)
+        self.statistics = Statistics()
         self._model = model
         self._runner = runner
         self._observer = observer
@@ -133,6 +135,7 @@ class Batcher:
             self.queue.offer(entries, self._rows_per_s * self._runner.parallel)
         except Overloaded:
             self._observer.dropped("overloaded", 1)
+            self.statistics.failed()
             raise
         self._idle.clear()
         if deadline is not None:
@@ -263,6 +266,9 @@ class Batcher:
         self._running.append(entries)
         given = rows = sum(entry.rows for entry in entries)
         batch = entries[0].payload
+        now = self._clock()
+        queue_ns = int(sum([now - entry.enqueued for entry in entries]) * 1e9)
+        start_ns = time.perf_counter_ns()
         try:
             if lane.fuses:
                 given = self._model.bucket_rows(lane, rows)
@@ -271,18 +277,21 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - no memory for the batch, say: its callers must be told
             self._resolve(entries, given, error)
             return
+        spent_ns = (queue_ns, time.perf_counter_ns() - start_ns)
         job = partial(self._run, lane, batch)
         if inline:
-            self._run_inline(job, entries, given)
+            self._run_inline(job, entries, given, spent_ns)
         else:
-            self._runner.start(job, partial(self._finish, entries, given))
+            self._runner.start(job, partial(self._finish, entries, given, spent_ns))
 
     def _may_inline(self, lane: Lane, given: int) -> bool:
         if self._runner.parallel > 1 or len(self._running) > 1 or self._inline_strikes >= _INLINE_STRIKES:
             return False
         return self._model.expected_s(lane, given) < _INLINE_S
 
-    def _run_inline(self, job: Callable[[], tuple[Tensors, float]], entries: list[Entry], given: int) -> None:
+    def _run_inline(
+        self, job: Callable[[], tuple[Tensors, float]], entries: list[Entry], given: int, spent_ns: tuple[int, int]
+    ) -> None:
         result: tuple[Tensors, float] | Exception
         try:
             result = job()
@@ -291,7 +300,7 @@ class Batcher:
         else:
             misjudged = result[1] > _INLINE_MISJUDGED * _INLINE_S
             self._inline_strikes = self._inline_strikes + 1 if misjudged else 0
-        self._resolve(entries, given, result)
+        self._resolve(entries, given, result, spent_ns)
 
     def _run(self, lane: Lane, batch: Tensors) -> tuple[Tensors, float]:
         """On the runner's thread: outputs and the seconds they took."""
@@ -299,13 +308,28 @@ class Batcher:
         outputs = self._model.run(lane, batch)
         return outputs, time.perf_counter() - start
 
-    def _finish(self, entries: list[Entry], given: int, result: tuple[Tensors, float] | Exception) -> None:
+    def _finish(
+        self,
+        entries: list[Entry],
+        given: int,
+        spent_ns: tuple[int, int],
+        result: tuple[Tensors, float] | Exception,
+    ) -> None:
         """A run in the thread has ended."""
-        self._resolve(entries, given, result)
+        self._resolve(entries, given, result, spent_ns)
         self._pump()
 
-    def _resolve(self, entries: list[Entry], given: int, result: tuple[Tensors, float] | Exception) -> None:
-        """Resolve every entry of a run that was given `given` rows, padding included."""
+    def _resolve(
+        self,
+        entries: list[Entry],
+        given: int,
+        result: tuple[Tensors, float] | Exception,
+        spent_ns: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Resolve every entry of a run that was given `given` rows, padding included.
+
+        `spent_ns` is what its entries waited in all, and what fusing their inputs took.
+        """
         self._running.remove(entries)
         if not isinstance(result, Exception):
             outputs, seconds = result
@@ -313,11 +337,15 @@ class Batcher:
             self._observer.executed(rows, seconds)
             self._learn(rows, seconds)
             self.rows_served += rows
+            start_ns = time.perf_counter_ns()
             try:
                 parts = _parts(entries, given, outputs)
             except Internal as error:
                 result = error
             else:
+                self.statistics.executed(
+                    rows, len(entries), *spent_ns, int(seconds * 1e9), time.perf_counter_ns() - start_ns
+                )
                 for entry, part in zip(entries, parts, strict=True):
                     if not entry.reply.done():
                         entry.reply.set_result(part)
@@ -329,6 +357,7 @@ class Batcher:
         self._observer.failed()
         if len(entries) == 1:
             _fail(entries[0], _error_for(entries[0], error))
+            self.statistics.failed(1, int((self._clock() - entries[0].enqueued) * 1e9))
             return
         middle = len(entries) // 2
         self._retries.append(entries[:middle])
@@ -341,6 +370,7 @@ class Batcher:
         self._observer.dropped("expired", len(taken.expired))
         for entry in taken.expired:
             waited_ms = (self._clock() - entry.enqueued) * 1e3
+            self.statistics.failed(1, int(waited_ms * 1e6))
             _fail(entry, DeadlineExceeded(f"the deadline passed after {waited_ms:.0f} ms in the queue"))
 
     def _learn(self, rows: int, seconds: float) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from service.batching.statistics import VersionStatistics
 from service.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from service.metrics import Metrics
 from service.predictor import Handle, ModelInfo, ModelRef
@@ -196,7 +197,17 @@ class Registry:
         source = version.source
         platform = "tensorflow_savedmodel" if source.kind is Kind.SAVED_MODEL else "keras"
         ready = tuple(sorted(v.source.version for v in self._models[ref.name].versions if v.is_ready))
-        return ModelInfo(source.model, source.version, ready, platform, version.model.signatures)
+        return ModelInfo(
+            source.model,
+            source.version,
+            ready,
+            platform,
+            version.model.signatures,
+            device=version.model.device,
+            config=self._models[ref.name].config,
+            max_batch_rows=self._options.limits.max_batch_rows,
+            batch_wait_s=self._options.limits.batch_wait_s,
+        )
 
     def statuses(self, ref: ModelRef) -> list[VersionStatus]:
         """See `Engine.statuses`; folders that could not be a version are FAILED with the reason."""
@@ -212,6 +223,17 @@ class Registry:
             if not known:
                 raise NotFound(f"Could not find version {number} of model {ref.name}")
         return known
+
+    def statistics(self, ref: ModelRef | None) -> list[VersionStatistics]:
+        """See `Engine.statistics`."""
+        if ref is not None:
+            self.statuses(ref)
+        return [
+            VersionStatistics(model.name, version.source.version, version.batcher.statistics, version.held_bytes)
+            for model in (self._models.values() if ref is None else [self._models[ref.name]])
+            for version in sorted(model.versions, key=lambda version: version.source.version)
+            if version.batcher is not None and (ref is None or ref.version in (None, version.source.version))
+        ]
 
     def all_statuses(self) -> list[VersionStatus]:
         """The states of all versions that are loaded, to be loaded, or could not be."""

@@ -17,6 +17,7 @@ from service.batching.runner import Runner, ThreadRunner, result_of
 from service.errors import KilnError
 from service.metrics import Metrics
 from service.registry.config import ModelConfig
+from service.registry.labels import labelled
 from service.registry.lifecycle import Lifecycle, State, VersionStatus
 from service.registry.repository import Source
 from service.registry.room import Room
@@ -63,12 +64,14 @@ class RegistryOptions:
     both block. `drain_s` is the time that a version's requests get when another takes its place,
     `retry_s` the wait before a version that failed is tried again, doubled each time. With
     `explicit` models are loaded by request, with `fixed` nothing changes after the start. A client
-    may name places below `root` only.
+    may name places below `root` only. `labels` reads the names of the classes that a version tells
+    apart; it blocks too.
     """
 
     materialize: Callable[[Source], Path]
     load: Callable[[Path, ModelConfig], Model]
     limits: Limits
+    labels: Callable[[Source], tuple[str, ...]] = lambda source: ()  # noqa: ARG005
     memory: Memory | None = None
     split_oversize: bool = True
     drain_s: float = 60.0
@@ -145,6 +148,8 @@ class Version:
                 limits = await result_of(loader, lambda: {name: memory.limit(name) for name in needs})
                 await room.make(self.source.model, self.source.version, needs, limits)
             self.model = model = await result_of(loader, lambda: options.load(path, config))
+            labels = await result_of(loader, lambda: options.labels(self.source))
+            model.signatures = labelled(model.signatures, labels, self.label)
             self.lifecycle.advance(State.WARMING)
             _log.info("warming up %s", self.label)
             warm_up_start = time.monotonic()

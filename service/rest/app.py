@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,16 +18,10 @@ from service.rest.codes import HTTP_STATUS
 from service.rest.http import Asgi, Receive, Scope, Send
 from service.rest.openapi import HOT_PATHS
 from service.rest.openinference import infer_app, metadata_router
+from service.rest.openinference_admin import extensions_router
+from service.rest.options import RestOptions
+from service.rest.shared_memory import shared_memory_router
 from service.rest.tfserving import tfserving_app
-
-
-@dataclass(frozen=True)
-class RestOptions:
-    """Limits of the HTTP front end: see the settings of the same names."""
-
-    max_message_bytes: int
-    max_json_depth: int
-    request_timeout_s: float
 
 
 class KilnApp(FastAPI):
@@ -60,20 +53,12 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
         description="Serves trained Keras models: TensorFlow Serving's REST API and the Open Inference Protocol v2.",
         redoc_url=None,
     )
-    app.infer = infer_app(
-        predictor,
-        max_bytes=options.max_message_bytes,
-        max_depth=options.max_json_depth,
-        timeout_s=options.request_timeout_s,
-    )
-    app.tfserving = tfserving_app(
-        predictor,
-        max_bytes=options.max_message_bytes,
-        max_depth=options.max_json_depth,
-        timeout_s=options.request_timeout_s,
-    )
-    app.include_router(metadata_router(predictor, is_ready))
-    app.include_router(admin_router(predictor))
+    app.infer = infer_app(predictor, options)
+    app.tfserving = tfserving_app(predictor, options)
+    app.include_router(shared_memory_router(options))
+    app.include_router(extensions_router(predictor, options.max_message_bytes))
+    app.include_router(metadata_router(predictor, is_ready, options.memory))
+    app.include_router(admin_router(predictor, options.max_message_bytes))
     _add_metrics(app, metrics)
     app.add_exception_handler(KilnError, _kiln_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -8,28 +8,24 @@ through plain Python objects, which also make the precise error texts.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
-import re
-from functools import lru_cache
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import orjson
 import simdjson
 
+from service.bounds import Bounds, too_many
 from service.errors import InvalidArgument
-from service.tensors import MAX_DIMENSIONS, Array, DataType, TensorSpec, integers_fit
+from service.rest.json_scan import fewest_elements, is_deeper
+from service.tensors import MAX_DIMENSIONS, Array, DataType, Signature, TensorSpec, integers_fit
 
 _NUMBER_BYTES = b"0123456789.+-eE \t\r\n"
 _PROXY_COST_BYTES = 80
 """Visiting one nested array costs about as much as stripping this many bytes of text."""
 _LONGEST_QUOTE = 60
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_STEPS = bytes.maketrans(b"[{]}", bytes((1, 1, 255, 255)))
-"""What each bracket adds to the depth, as int8."""
 _NESTING = {list, dict}
 _BUFFER_TYPES = {"f": "d", "V": "d", "i": "i", "u": "u"}
 """simdjson's element type by NumPy's kind (bfloat16 has the kind V)."""
@@ -71,17 +67,24 @@ def _parse_leniently(text: bytes, max_depth: int) -> Any:
         raise InvalidArgument("JSON Parse error: The document is empty")
     _check_depth(text, max_depth)
     try:
-        return json.loads(text.decode())
+        return json.loads(text.decode(), parse_float=_finite)
     except json.JSONDecodeError as error:
         raise InvalidArgument(f"JSON Parse error: {error.msg} at offset: {error.pos}") from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InvalidArgument(f"JSON Parse error: {str(error)[:200]}") from None
 
 
+def _finite(text: str) -> float:
+    """A number that was written out; one that only infinity is near to is refused, as TensorFlow Serving does."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"number too big to be stored in double: {text[:_LONGEST_QUOTE]}")
+    return value
+
+
 def _check_depth(text: bytes, max_depth: int) -> None:
     """Bound the nesting by the bytes alone, before a recursive parser sees them."""
-    steps = np.frombuffer(_STRING.sub(b"", text).translate(_STEPS, _NOT_BRACKETS), np.int8)
-    if steps.cumsum(dtype=np.int64).max(initial=0) > max_depth:
+    if is_deeper(text, max_depth):
         raise _too_deep(max_depth)
 
 
@@ -112,6 +115,20 @@ def plain(value: Any, max_depth: int = MAX_DIMENSIONS) -> Any:
                     bound(item, left - 1)
 
     return convert(value, max_depth)
+
+
+def check_elements(text: bytes, signature: Signature, bounds: Bounds) -> None:
+    """Raise `InvalidArgument` where lists have more elements than all inputs together may have.
+
+    Only a text that is long enough for so many is looked at.
+    """
+    if not bounds.may_exceed(len(text)):
+        return
+    most = bounds.most_of(signature)
+    if text.count(b",") > most:
+        count = fewest_elements(text)
+        if count > most:
+            raise too_many(", ".join(sorted(signature.input_by_name)), most, f"{count} or more")
 
 
 def count_lists(text: bytes) -> int:
@@ -215,12 +232,11 @@ def _same_lengths(value: Any, shape: tuple[int, ...], *, look_inside: bool) -> b
     return all(_same_lengths(item, shape[1:], look_inside=look_inside) for item in value)
 
 
-@lru_cache(maxsize=64)
 def _skeleton(shape: tuple[int, ...]) -> bytes:
     """The brackets and commas of a rectangular array: ``[[,],[,]]`` for (2, 2)."""
     text = b""
     for size in reversed(shape):
-        text = b"[" + b",".join([text] * size) + b"]"
+        text = b"[" + (text + b",") * (size - 1) + text * (size > 0) + b"]"
     return text
 
 
@@ -311,15 +327,30 @@ def _bytes_of(value: Any, spec: TensorSpec, place: list[int]) -> bytes:
     try:
         if isinstance(value, str):
             return value.encode()
-        if value.keys() == {"b64"} and isinstance(value["b64"], str):
-            return base64.b64decode(value["b64"], validate=True)
+        if is_base64(value):
+            return decode_base64(value["b64"])
     except UnicodeEncodeError:
         raise InvalidArgument(f"input {spec.name!r}: text expected at {_place(place)}, got a lone surrogate") from None
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise InvalidArgument(f"input {spec.name!r}: base64 expected at {_place(place)}: {error}") from None
     raise InvalidArgument(
         f'input {spec.name!r}: a string or {{"b64": "…"}} expected at {_place(place)}, got {quote(value)}'
     )
+
+
+def is_base64(value: Any) -> bool:
+    """Whether an object is ``{"b64": "…"}``, which stands for bytes; ``{"b64": 1}`` does not."""
+    return list(value.keys()) == ["b64"] and isinstance(value["b64"], str)
+
+
+def decode_base64(text: str) -> bytes:
+    """What `text` stands for; its padding may be left out, as TensorFlow Serving lets it.
+
+    Raises:
+        ValueError: it is no base64.
+    """
+    padding = "" if "=" in text else "=" * (-len(text) % 4)
+    return base64.b64decode(text + padding, validate=True)
 
 
 def _place(place: list[int]) -> str:
@@ -327,9 +358,29 @@ def _place(place: list[int]) -> str:
 
 
 def quote(value: Any) -> str:
-    """A value as the caller wrote it, cut short."""
-    text = json.dumps(plain(value))
-    return text if len(text) <= _LONGEST_QUOTE else text[:_LONGEST_QUOTE] + "…"
+    """A value as the caller wrote it, cut short; no more of it is looked at than is shown."""
+    text = ""
+    for word in _words(value):
+        text += word
+        if len(text) > _LONGEST_QUOTE:
+            return text[:_LONGEST_QUOTE] + "…"
+    return text
+
+
+def _words(value: Any) -> Iterator[str]:
+    """The words of a value's JSON, one by one."""
+    if isinstance(value, simdjson.Object | dict):
+        for index, key in enumerate(value):
+            yield ("{" if not index else ", ") + json.dumps(key[: _LONGEST_QUOTE + 1]) + ": "
+            yield from _words(value[key])
+        yield "}" if len(value) else "{}"
+    elif isinstance(value, simdjson.Array | list):
+        for index, item in enumerate(value):
+            yield "[" if not index else ", "
+            yield from _words(item)
+        yield "]" if len(value) else "[]"
+    else:
+        yield json.dumps(value[: _LONGEST_QUOTE + 1] if isinstance(value, str) else value)
 
 
 def dumps(value: object) -> bytes:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from service import __version__
+from service.predictor import EXTENSIONS
+
 _DIGIT = [
     [0, 0, 0, 1, 11, 0, 0, 0],
     [0, 0, 0, 7, 8, 0, 0, 0],
@@ -23,7 +26,8 @@ _TFSERVING = "TensorFlow Serving"
 _OIP = "Open Inference Protocol v2"
 
 
-SERVER = {"name": "kiln", "version": "0.1.0", "extensions": ["binary_tensor_data", "model_repository", "parameters"]}
+SERVER = {"name": "kiln", "version": __version__, "extensions": list(EXTENSIONS)}
+MODELS = {"models": ["digits"]}
 HEALTH = {"live": True, "ready": True}
 INDEX = [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
 STATUS = [
@@ -40,6 +44,8 @@ STATUS = [
         "left_out": "",
     }
 ]
+REGION = {"key": "/input", "offset": 0, "byte_size": 256}
+REGIONS = [{"name": "input", **REGION}]
 MODEL_READY = {"name": "digits", "ready": True}
 MODEL = {
     "name": "digits",
@@ -80,10 +86,11 @@ def error_responses(*statuses: int) -> dict[int | str, Any]:
     """The error shape of both dialects, for each status."""
     texts = {
         400: "the request is wrong: the text names the field, what was expected and what came",
-        404: "no such model or version",
+        404: "no such model, version or shared memory region",
+        409: "the name is taken",
         413: "the body is over the limit",
         429: "the queue is full; see Retry-After",
-        501: "not answered yet",
+        501: "not answered by Kiln",
         503: "not ready, or stopping",
         504: "the deadline passed",
     }
@@ -126,6 +133,59 @@ _PREDICT = {
         **error_responses(400, 404, 413, 429, 503, 504),
     },
 }
+
+
+def _of_examples(summary: str, examples: dict[str, Any], text: str, results: list[Any]) -> dict[str, Any]:
+    """A route that takes examples, which are rows of named features."""
+    features = {"type": "object", "additionalProperties": {}}
+    return {
+        "tags": [_TFSERVING],
+        "summary": summary,
+        "requestBody": {
+            "required": True,
+            "content": _json(
+                examples,
+                {
+                    "type": "object",
+                    "required": ["examples"],
+                    "properties": {
+                        "signature_name": {"type": "string"},
+                        "context": features,
+                        "examples": {"type": "array", "items": features},
+                    },
+                },
+            ),
+        },
+        "responses": {
+            "200": {
+                "description": text,
+                "content": _json(
+                    {"results": {"results": results}},
+                    {"type": "object", "properties": {"results": {"type": "array", "items": {}}}},
+                ),
+            },
+            **error_responses(400, 404, 413, 429, 503, 504),
+        },
+    }
+
+
+_CLASSIFY = _of_examples(
+    "Classify examples; features are scalars or flat lists",
+    {"one digit": {"examples": [{"image": _FLAT}]}},
+    "label and score of each class, for each example",
+    [[[str(label), score] for label, score in enumerate(_PROBABILITIES)]],
+)
+_REGRESS = _of_examples(
+    "Regress examples; features are scalars or flat lists",
+    {
+        "with context": {
+            "context": {"city": "Bern"},
+            "examples": [{"rooms": 3, "area": 71.5}, {"rooms": 4, "area": 90.0}],
+        }
+    },
+    "one value for each example",
+    [412.5, 540.0],
+)
 _STATUS = {
     "tags": [_TFSERVING],
     "summary": "State of the model's versions",
@@ -143,7 +203,7 @@ _STATUS = {
                 {"type": "object"},
             ),
         },
-        **error_responses(404),
+        **error_responses(400, 404),
     },
 }
 
@@ -174,7 +234,7 @@ _METADATA = {
     "summary": "Signatures of the model",
     "responses": {
         "200": {"description": "the SignatureDefMap as JSON", "content": _json(_SIGNATURES, {"type": "object"})},
-        **error_responses(404, 503),
+        **error_responses(400, 404, 503),
     },
 }
 _LIST = {
@@ -205,7 +265,12 @@ _INFER = {
                     "one digit": {
                         "id": "42",
                         "inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32", "data": _FLAT}],
-                    }
+                    },
+                    "the three best classes, within 0.1 s": {
+                        "parameters": {"timeout": 100000},
+                        "inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32", "data": _FLAT}],
+                        "outputs": [{"name": "output_0", "parameters": {"classification": 3}}],
+                    },
                 },
                 {
                     "type": "object",
@@ -231,7 +296,19 @@ _INFER = {
                         "model_version": "1",
                         "id": "42",
                         "outputs": [{"name": "output_0", "datatype": "FP32", "shape": [1, 10], "data": _PROBABILITIES}],
-                    }
+                    },
+                    "the three best classes": {
+                        "model_name": "digits",
+                        "model_version": "1",
+                        "outputs": [
+                            {
+                                "name": "output_0",
+                                "datatype": "BYTES",
+                                "shape": [1, 3],
+                                "data": ["0.990000:4", "0.010000:8", "0.000000:0"],
+                            }
+                        ],
+                    },
                 },
                 {"type": "object"},
             ),
@@ -246,13 +323,18 @@ def _paths() -> dict[str, Any]:
     paths |= {
         "/v1/models/{model}/labels/{label}": {"get": {**_STATUS, "parameters": [_MODEL, _LABEL]}},
         "/v1/models/{model}/labels/{label}/metadata": {"get": {**_METADATA, "parameters": [_MODEL, _LABEL]}},
-        "/v1/models/{model}/labels/{label}:predict": {"post": {**_PREDICT, "parameters": [_MODEL, _LABEL, _TIMEOUT]}},
     }
+    verbs = {"predict": _PREDICT, "classify": _CLASSIFY, "regress": _REGRESS}
+    for verb, operation in verbs.items():
+        paths[f"/v1/models/{{model}}/labels/{{label}}:{verb}"] = {
+            "post": {**operation, "parameters": [_MODEL, _LABEL, _TIMEOUT]}
+        }
     for suffix, parameters in (("", [_MODEL]), ("/versions/{version}", [_MODEL, _VERSION])):
         tfserving, oip = f"/v1/models/{{model}}{suffix}", f"/v2/models/{{model}}{suffix}"
         paths[tfserving] = {"get": {**_STATUS, "parameters": parameters}}
         paths[f"{tfserving}/metadata"] = {"get": {**_METADATA, "parameters": parameters}}
-        paths[f"{tfserving}:predict"] = {"post": {**_PREDICT, "parameters": [*parameters, _TIMEOUT]}}
+        for verb, operation in verbs.items():
+            paths[f"{tfserving}:{verb}"] = {"post": {**operation, "parameters": [*parameters, _TIMEOUT]}}
         paths[f"{oip}/infer"] = {"post": {**_INFER, "parameters": [*parameters, _TIMEOUT, _LENGTH]}}
     return paths
 

@@ -13,9 +13,24 @@ from service import __version__
 from service.errors import InvalidArgument, NotFound
 from service.predictor import EXTENSIONS, SERVER_NAME, Decoded, Engine, ModelRef, Predictor
 from service.registry.lifecycle import State
-from service.rest.http import JSON, Asgi, Headers, Receive, Scope, Send, answer, deadline, guarded, header, read_body
-from service.rest.openapi import HEALTH, MODEL, MODEL_READY, SERVER, error_responses
+from service.rest.http import (
+    JSON,
+    Asgi,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    answer_content,
+    deadline,
+    guarded,
+    header,
+    read_body,
+)
+from service.rest.openapi import HEALTH, MODEL, MODEL_READY, MODELS, SERVER, error_responses
 from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
+from service.rest.options import RestOptions
+from service.shared_memory import SharedMemory
 from service.tensors import Signature
 
 INFER_ROUTE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -26,7 +41,7 @@ ModelName = Path(description="name of the model", examples=["digits"])
 Version = Path(description="version of the model", examples=["1"])
 
 
-def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float) -> Asgi:
+def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
     """The ASGI callable for ``POST /v2/models/{m}[/versions/{v}]/infer``."""
 
     async def infer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,14 +54,16 @@ def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s
             return
         ref = model_ref(match[1], match[2])
         with predictor.request(ref, "rest-v2") as request:
-            due = deadline(scope, timeout_s)
+            due = deadline(scope, options.request_timeout_s)
             length = _header_length(scope)
-            body = await read_body(scope, receive, max_bytes)
+            body = await read_body(scope, receive, options.max_message_bytes)
             wanted = Wanted()
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 nonlocal wanted
-                decoded, wanted = decode_infer(body, length, signatures, max_depth)
+                decoded, wanted = decode_infer(
+                    body, length, signatures, options.max_json_depth, options.memory, options.bounds
+                )
                 return decoded
 
             prediction = await request.predict(due, decode)
@@ -54,7 +71,7 @@ def infer_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s
         headers: Headers = [JSON]
         if json_bytes is not None:
             headers = [_BINARY, (_LENGTH_HEADER, b"%d" % json_bytes)]
-        await answer(send, 200, content, headers)
+        await answer_content(scope, send, content, headers, options.gzip_min_bytes)
 
     return guarded(infer)
 
@@ -88,19 +105,28 @@ def _example(value: dict[str, Any], *errors: int) -> dict[int | str, dict[str, A
     return {200: {"content": {"application/json": {"example": value}}}, **error_responses(*errors)}
 
 
-def metadata_router(predictor: Predictor, is_ready: Callable[[], bool]) -> APIRouter:
+def metadata_router(predictor: Predictor, is_ready: Callable[[], bool], memory: SharedMemory) -> APIRouter:
     """Server and model metadata, liveness and readiness."""
     router = APIRouter(tags=["Open Inference Protocol v2"])
     engine = predictor.engine
 
+    @router.head("/v2", include_in_schema=False)
+    @router.head("/v2/", include_in_schema=False)
+    @router.get("/v2/", include_in_schema=False)
     @router.get("/v2", summary="Server metadata", responses=_example(SERVER))
     async def server_metadata() -> dict[str, Any]:
-        return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+        return {"name": SERVER_NAME, "version": __version__, "extensions": [*EXTENSIONS, *memory.extensions]}
 
+    @router.get("/v2/models", summary="Names of all models", responses=_example(MODELS))
+    async def models() -> dict[str, list[str]]:
+        return {"models": engine.model_names()}
+
+    @router.head("/v2/health/live", include_in_schema=False)
     @router.get("/v2/health/live", summary="Whether the server is alive", responses=_example(HEALTH))
     async def live() -> dict[str, bool]:
         return {"live": True, "ready": is_ready()}
 
+    @router.head("/v2/health/ready", include_in_schema=False)
     @router.get("/v2/health/ready", summary="Whether the server takes requests; 503 if not", responses=_example(HEALTH))
     async def ready(response: Response) -> dict[str, bool]:
         if not is_ready():
@@ -119,6 +145,7 @@ def metadata_router(predictor: Predictor, is_ready: Callable[[], bool]) -> APIRo
     async def version_metadata(model: str = ModelName, version: str = Version) -> dict[str, Any]:
         return model_metadata(engine.describe(model_ref(model, version)))
 
+    @router.head("/v2/models/{model}/ready", include_in_schema=False)
     @router.get(
         "/v2/models/{model}/ready",
         summary="Whether the model can be asked; 503 if not",
@@ -127,6 +154,7 @@ def metadata_router(predictor: Predictor, is_ready: Callable[[], bool]) -> APIRo
     async def model_ready(response: Response, model: str = ModelName) -> dict[str, Any]:
         return _readiness(response, engine, model_ref(model, None))
 
+    @router.head("/v2/models/{model}/versions/{version}/ready", include_in_schema=False)
     @router.get(
         "/v2/models/{model}/versions/{version}/ready",
         summary="Whether one version can be asked",

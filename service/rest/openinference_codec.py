@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 REST bodies ↔ tensors, pure: JSON tensors and the binary tensor extension.
+"""Open Inference Protocol v2 REST bodies ↔ tensors: JSON tensors, binary ones, and those in shared memory.
 
 Source: the protocol's text and Triton's binary tensor data extension: little-endian, row-major;
 each element of BYTES is a 4-byte length and the bytes.
@@ -14,10 +14,23 @@ from typing import Any
 import numpy as np
 import simdjson
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
+from service.extensions.classification import CLASSIFICATION, class_count, classified
+from service.extensions.parameters import timeout_s
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, count_lists, dumps, flat_array, jsonable, plain, quote
-from service.tensors import Array, DataType, Signature, TensorSpec, check_names, check_sizes, pack_strings, unpack_raw
+from service.rest.json_codec import Document, check_elements, count_lists, dumps, flat_array, jsonable, plain, quote
+from service.shared_memory import OFF, Extent, SharedMemory
+from service.tensors import (
+    MAX_DIMENSIONS,
+    Array,
+    DataType,
+    Signature,
+    TensorSpec,
+    check_names,
+    pack_strings,
+    unpack_raw,
+)
 
 _WITHOUT_JSON = (DataType.FP16, DataType.BF16)
 
@@ -31,26 +44,38 @@ class Wanted:
     binary: bool = False
     outputs: dict[str, bool] = field(default_factory=dict)
     """Name of each output asked for, and whether as binary; empty asks for all."""
+    extents: dict[str, Extent] = field(default_factory=dict)
+    """Where in shared memory those outputs go that are wanted there, binary or not."""
+    classes: dict[str, Any] = field(default_factory=dict)
+    """How many classes are asked for of each output that is wanted as classes."""
+    timeout_s: float | None = None
 
 
 def decode_infer(
-    body: bytes, header_length: int | None, signatures: Mapping[str, Signature], max_depth: int
+    body: bytes,
+    header_length: int | None,
+    signatures: Mapping[str, Signature],
+    max_depth: int,
+    memory: SharedMemory = OFF,
+    bounds: Bounds = DEFAULT_BOUNDS,
 ) -> tuple[Decoded, Wanted]:
     """An ``infer`` body as tensors; `header_length` is that of the JSON part, None for all of it.
 
     Raises:
         InvalidArgument: the body is wrong; names the input and what was expected.
+        NotFound, TooLarge, FailedPrecondition: as `SharedMemory.extent` and `Extent.read`.
     """
     if header_length == 0:
-        return _decode_raw(body, choose_signature(signatures))
+        return _decode_raw(body, choose_signature(signatures), bounds)
     if header_length is not None and not 0 < header_length <= len(body):
         raise InvalidArgument(
             f"header Inference-Header-Content-Length: {header_length} is not within the body of {len(body)} bytes"
         )
     text = body if header_length is None else body[:header_length]
     document = Document(text, max_depth, is_header=header_length is not None)
-    wanted = _wanted(document)
+    wanted = _wanted(document, memory)
     signature = choose_signature(signatures, wanted.signature_name)
+    check_elements(text, signature, bounds)
     tensors = _list_of_objects(document.get("inputs"), "inputs")
     named = _by_name(tensors)
     check_names(signature, named)
@@ -58,17 +83,20 @@ def decode_infer(
         if name not in signature.output_by_name:
             known = ", ".join(sorted(signature.output_by_name))
             raise InvalidArgument(f"unknown output {name!r}: signature {signature.name!r} gives {known}")
-    tail = _Tail(body, len(text))
+    for name, count in wanted.classes.items():
+        class_count(count, signature.output_by_name[name])
+    tail = _Tail(body, len(text), memory)
     most_lists = _most_lists(document, tensors)
     inputs = {
-        name: _tensor(tensor, signature.input_by_name[name], tail, max_depth - 3, most_lists)
+        name: _tensor(tensor, signature.input_by_name[name], tail, max_depth - 3, most_lists, bounds)
         for name, tensor in named.items()
     }
     tail.check_used()
-    return Decoded(signature, inputs), wanted
+    bounds.check_inputs(inputs, len(body))
+    return Decoded(signature, inputs, timeout_s=wanted.timeout_s), wanted
 
 
-def _decode_raw(body: bytes, signature: Signature) -> tuple[Decoded, Wanted]:
+def _decode_raw(body: bytes, signature: Signature, bounds: Bounds) -> tuple[Decoded, Wanted]:
     """Triton's raw binary request: one input of known trailing shape, the body is the tensor."""
     if len(signature.inputs) != 1:
         raise InvalidArgument(
@@ -82,13 +110,15 @@ def _decode_raw(body: bytes, signature: Signature) -> tuple[Decoded, Wanted]:
         known_bytes = math.prod(size for size in shape if size is not None) * spec.dtype.numpy.itemsize
         shape[shape.index(None)] = len(body) // max(known_bytes, 1)
     sizes = tuple(size or 0 for size in shape)
+    bounds.check_shape(sizes, spec)
     return Decoded(signature, {spec.name: unpack_raw(body, spec.dtype, sizes, spec.name)}), Wanted(binary=True)
 
 
 class _Tail:
-    """The binary part of a body, handed out in the order of the inputs."""
+    """What inputs have outside the JSON: the binary part of the body, in their order, and shared memory."""
 
-    def __init__(self, body: bytes, start: int) -> None:
+    def __init__(self, body: bytes, start: int, memory: SharedMemory) -> None:
+        self.memory = memory
         self._view = memoryview(body)
         self._at = start
 
@@ -117,13 +147,18 @@ def _most_lists(document: Document, tensors: list[Any]) -> int:
     return count_lists(document.text) - 1 - len(tensors) - (document.get("outputs") is not None) - others
 
 
-def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lists: int) -> Array:
+def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lists: int, bounds: Bounds) -> Array:
     received = tensor.get("datatype")
     if received != spec.dtype.value:
         raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {quote(received)}")
-    shape = _shape(tensor.get("shape"), spec)
+    shape = _shape(tensor.get("shape"), spec, bounds)
     parameters = _parameters(tensor.get("parameters"), f"input {spec.name!r}: parameters")
     data = tensor.get("data")
+    extent = tail.memory.extent(parameters, f"input {spec.name!r}") if parameters else None
+    if extent is not None:
+        if data is not None or "binary_data_size" in parameters:
+            raise InvalidArgument(f"input {spec.name!r}: data beside shared_memory_region: one of them expected")
+        return unpack_raw(extent.read(), spec.dtype, shape, spec.name)
     if "binary_data_size" in parameters:
         if data is not None:
             raise InvalidArgument(f"input {spec.name!r}: either data or binary_data_size expected, got both")
@@ -133,11 +168,13 @@ def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lis
     return flat_array(data, spec, shape, max_depth, most_lists)
 
 
-def _shape(value: Any, spec: TensorSpec) -> tuple[int, ...]:
+def _shape(value: Any, spec: TensorSpec, bounds: Bounds) -> tuple[int, ...]:
+    if isinstance(value, simdjson.Array) and len(value) > MAX_DIMENSIONS:
+        bounds.check_shape(range(len(value)), spec)
     sizes = plain(value)
     if not isinstance(sizes, list) or any(type(size) is not int for size in sizes):
         raise InvalidArgument(f"input {spec.name!r}: shape must be a list of sizes, got {quote(value)}")
-    check_sizes(sizes, spec.name)
+    bounds.check_shape(sizes, spec)
     return tuple(sizes)
 
 
@@ -170,7 +207,7 @@ def _parameters(value: Any, where: str) -> dict[str, Any]:
     return parameters
 
 
-def _wanted(document: Document) -> Wanted:
+def _wanted(document: Document, memory: SharedMemory) -> Wanted:
     request_id = document.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise InvalidArgument(f"'id' must be a string, got {quote(request_id)}")
@@ -181,11 +218,18 @@ def _wanted(document: Document) -> Wanted:
     if not isinstance(signature_name, str):
         raise InvalidArgument(f"parameter signature_name: a string expected, got {quote(signature_name)}")
     wanted = Wanted(request_id, signature_name, _flag(parameters, "binary_data_output", default=False))
+    if parameters:
+        wanted.timeout_s = timeout_s(parameters)
     outputs = document.get("outputs")
     if outputs is not None:
         for output in _list_of_objects(outputs, "outputs"):
             own = _parameters(output.get("parameters"), f"output {output['name']!r}: parameters")
             wanted.outputs[output["name"]] = _flag(own, "binary_data", default=wanted.binary)
+            extent = memory.extent(own, f"output {output['name']!r}") if own else None
+            if extent is not None:
+                wanted.extents[output["name"]] = extent
+            if CLASSIFICATION in own:
+                wanted.classes[output["name"]] = own[CLASSIFICATION]
     return wanted
 
 
@@ -207,17 +251,25 @@ def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
 def encode_infer(prediction: Prediction, wanted: Wanted) -> tuple[bytes, int | None]:
     """The answer's body, and the length of its JSON part where binary tensors follow.
 
+    Outputs that are wanted in shared memory are there afterwards.
+
     Raises:
-        InvalidArgument: an output cannot be written as JSON and was not asked for as binary.
+        InvalidArgument: an output cannot be written as JSON and was not asked for as binary, or is
+            larger than its place in shared memory.
+        FailedPrecondition: as `Extent.write`.
     """
+    if wanted.classes:
+        prediction = classified(prediction, wanted.classes)
     asked = wanted.outputs or dict.fromkeys(prediction.outputs, wanted.binary)
     outputs, blobs = [], []
     for name, binary in asked.items():
         array = prediction.outputs[name]
         dtype = prediction.signature.output_by_name[name].dtype
         entry: dict[str, Any] = {"name": name, "datatype": dtype.value, "shape": list(array.shape)}
-        if binary:
-            blob = pack_strings(array) if dtype is DataType.BYTES else np.ascontiguousarray(array).tobytes()
+        if name in wanted.extents:
+            entry["parameters"] = wanted.extents[name].write(_packed(array, dtype))
+        elif binary:
+            blob = _packed(array, dtype)
             entry["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
@@ -231,6 +283,10 @@ def encode_infer(prediction: Prediction, wanted: Wanted) -> tuple[bytes, int | N
     if not blobs:
         return text, None
     return b"".join((text, *blobs)), len(text)
+
+
+def _packed(array: Array, dtype: DataType) -> bytes:
+    return pack_strings(array) if dtype is DataType.BYTES else np.ascontiguousarray(array).tobytes()
 
 
 def _json_data(name: str, array: Array, dtype: DataType) -> Any:

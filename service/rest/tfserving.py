@@ -8,11 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
-from service.errors import Code, InvalidArgument, NotFound, Unimplemented
+from service.errors import Code, InvalidArgument, NotFound
+from service.examples import Method, classes_of, decode_examples, values_of
 from service.predictor import Decoded, ModelRef, Predictor
 from service.registry.lifecycle import State, VersionStatus
-from service.rest.http import JSON, Asgi, Receive, Scope, Send, answer, answer_json, deadline, guarded, read_body
+from service.rest.examples_codec import decode_examples_body, encode_classes, encode_values
+from service.rest.http import (
+    JSON,
+    Asgi,
+    Receive,
+    Scope,
+    Send,
+    answer_content,
+    answer_json,
+    deadline,
+    guarded,
+    read_body,
+)
+from service.rest.options import RestOptions
 from service.rest.tfserving_codec import decode_predict, encode_predict, signature_def
 from service.tensors import Signature
 
@@ -31,45 +46,60 @@ _STATES = {
 _LARGEST_VERSION = 2**63 - 1
 
 
-def tfserving_app(predictor: Predictor, *, max_bytes: int, max_depth: int, timeout_s: float) -> Asgi:
+def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
     """The ASGI callable for every path under ``/v1``."""
 
     async def predict(scope: Scope, receive: Receive, send: Send, ref: ModelRef) -> None:
         with predictor.request(ref, "rest-tfs") as request:
-            due = deadline(scope, timeout_s)
-            body = await read_body(scope, receive, max_bytes)
+            due = deadline(scope, options.request_timeout_s)
+            body = await read_body(scope, receive, options.max_message_bytes)
             form = ""
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 nonlocal form
-                decoded, form = decode_predict(body, signatures, max_depth)
+                decoded, form = decode_predict(body, signatures, options.max_json_depth, options.bounds)
                 return decoded
 
             content = encode_predict(await request.predict(due, decode), form)
-        await answer(send, 200, content, [JSON])
+        await answer_content(scope, send, content, [JSON], options.gzip_min_bytes)
+
+    async def infer(scope: Scope, receive: Receive, send: Send, ref: ModelRef, method: Method) -> None:
+        with predictor.request(ref, "rest-tfs") as request:
+            due = deadline(scope, options.request_timeout_s)
+            body = await read_body(scope, receive, options.max_message_bytes)
+            examples, name = decode_examples_body(body, options.max_json_depth)
+            prediction = await request.predict(due, partial(decode_examples, method, examples, name=name))
+            if method is Method.CLASSIFY:
+                content = encode_classes(classes_of(prediction, len(examples)))
+            else:
+                content = encode_values(values_of(prediction, len(examples)))
+        await answer_content(scope, send, content, [JSON], options.gzip_min_bytes)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         if method == "GET" and path.lower().rstrip("/") == "/v1/models":
             await answer_json(send, 200, {"models": predictor.engine.model_names()})
             return
-        match = _ROUTE.fullmatch(path)
-        if match is None:
-            raise InvalidArgument(f"Malformed request: {method} {path}")
-        verb = (match[4] or "").lower()
-        if method != ("POST" if verb else "GET"):
-            raise InvalidArgument(f"Malformed request: {method} {path}")
-        ref = ModelRef(match[1], _version(match[2]), match[3])
-        if verb == "predict":
+        ref, asked = _parse(method, path)
+        if asked == "predict":
             await predict(scope, receive, send, ref)
-        elif verb:
-            raise Unimplemented(f":{verb} is not answered yet: use :predict")
-        elif match[5]:
+        elif asked == "metadata":
             await answer_json(send, 200, _metadata(predictor, ref))
-        else:
+        elif asked == "status":
             await answer_json(send, 200, _status(predictor, ref))
+        else:
+            await infer(scope, receive, send, ref, Method[asked.upper()])
 
     return guarded(app)
+
+
+def _parse(method: str, path: str) -> tuple[ModelRef, str]:
+    """The model that a route means, and what is asked of it: a verb, ``metadata`` or ``status``."""
+    match = _ROUTE.fullmatch(path)
+    if match is None or method != ("POST" if match[4] else "GET"):
+        raise InvalidArgument(f"Malformed request: {method} {path}")
+    asked = match[4] or ("metadata" if match[5] else "status")
+    return ModelRef(match[1], _version(match[2]), match[3]), asked.lower()
 
 
 def _version(text: str | None) -> int | None:
@@ -86,12 +116,7 @@ def _metadata(predictor: Predictor, ref: ModelRef) -> dict[str, object]:
     definitions = {name: signature_def(signature) for name, signature in info.signatures.items()}
     return {
         "model_spec": {"name": info.name, "signature_name": "", "version": str(info.version)},
-        "metadata": {
-            "signature_def": {
-                "@type": "type.googleapis.com/tensorflow.serving.SignatureDefMap",
-                "signature_def": definitions,
-            }
-        },
+        "metadata": {"signature_def": {"signature_def": definitions}},
     }
 
 

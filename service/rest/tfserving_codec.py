@@ -10,15 +10,18 @@ from typing import Any
 
 import simdjson
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, dumps, jsonable, plain, quote, to_array
+from service.rest.json_codec import Document, check_elements, dumps, is_base64, jsonable, plain, quote, to_array
 from service.tensors import Array, Signature, Tensors, check_names
 
 _FORMS = ("instances", "inputs")
 
 
-def decode_predict(body: bytes, signatures: Mapping[str, Signature], max_depth: int) -> tuple[Decoded, str]:
+def decode_predict(
+    body: bytes, signatures: Mapping[str, Signature], max_depth: int, bounds: Bounds = DEFAULT_BOUNDS
+) -> tuple[Decoded, str]:
     """A ``:predict`` body as tensors, and its form (``instances`` or ``inputs``).
 
     Raises:
@@ -30,10 +33,12 @@ def decode_predict(body: bytes, signatures: Mapping[str, Signature], max_depth: 
     if name is not None and not isinstance(name, str):
         raise InvalidArgument(f"'signature_name' must be a string, got {quote(name)}")
     signature = choose_signature(signatures, name or "")
+    check_elements(body, signature, bounds)
     form = _form(document)
     value = document.get(form)
     read = _from_instances if form == "instances" else _from_inputs
     inputs = read(value, signature, document)
+    bounds.check_inputs(inputs, len(body))
     return Decoded(signature, inputs, strict_shapes=False), form
 
 
@@ -48,7 +53,7 @@ def _form(document: Document) -> str:
 
 def _from_inputs(value: Any, signature: Signature, document: Document) -> Tensors:
     """Columnar: one tensor, or an object of one tensor per input."""
-    if isinstance(value, simdjson.Object | dict) and not _is_base64(value):
+    if isinstance(value, simdjson.Object | dict) and not is_base64(value):
         check_names(signature, dict.fromkeys(value.keys()))
         text = document.text if len(signature.inputs) == 1 else b""
         return {spec.name: to_array(value[spec.name], spec, text, document.max_depth - 2) for spec in signature.inputs}
@@ -67,7 +72,7 @@ def _from_instances(value: Any, signature: Signature, document: Document) -> Ten
     if not len(value):
         raise InvalidArgument("'instances' has no rows: at least one is expected, got an empty batch")
     first = value[0]
-    if isinstance(first, simdjson.Object | dict) and not _is_base64(first):
+    if isinstance(first, simdjson.Object | dict) and not is_base64(first):
         return _from_named_rows(plain(value, document.max_depth - 1), signature)
     if len(signature.inputs) != 1:
         raise InvalidArgument(
@@ -86,10 +91,6 @@ def _from_named_rows(rows: list[Any], signature: Signature) -> Tensors:
         except InvalidArgument as error:
             raise InvalidArgument(f"element {index} of 'instances': {error}") from None
     return {spec.name: to_array([row[spec.name] for row in rows], spec) for spec in signature.inputs}
-
-
-def _is_base64(value: Any) -> bool:
-    return list(value.keys()) == ["b64"]
 
 
 def encode_predict(prediction: Prediction, form: str) -> bytes:

@@ -18,10 +18,11 @@ from service.rpc.handlers import (
     Handler,
     StreamHandler,
     status_of,
-    stream_bounds,
+    stream_limits,
     too_large,
     unforeseen,
 )
+from service.rpc.options import RpcOptions
 from service.rpc.services import Services
 
 _MOST_OVER_LIMIT_BYTES = 64 * 2**20
@@ -38,11 +39,11 @@ _Headers = Mapping[bytes, bytes]
 class GrpcApp:
     """Unary and streaming calls by method path; `stop` ends those that are under way."""
 
-    def __init__(self, services: Services, *, request_timeout_s: float, max_message_bytes: int) -> None:
+    def __init__(self, services: Services, options: RpcOptions) -> None:
         self._handlers = services.handlers
         self._streams = services.streams
-        self._request_timeout_s = request_timeout_s
-        self._max_message_bytes = max_message_bytes
+        self._request_timeout_s = options.request_timeout_s
+        self._max_message_bytes = options.max_message_bytes
         self._calls = Calls()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +78,7 @@ class GrpcApp:
             self._begin(call)
             answer = await handler(data, deadline)
         except KilnError as error:
-            failure = error
+            failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
         except asyncio.CancelledError:
             failure = _told(call)
         except Left:
@@ -123,7 +124,7 @@ class GrpcApp:
         failure: KilnError | None = None
         incoming: Incoming | None = None
         try:
-            bounds = stream_bounds(
+            limits = stream_limits(
                 timeout_s(headers.get(b"grpc-timeout")),
                 request_timeout_s=self._request_timeout_s,
                 max_message_bytes=self._max_message_bytes,
@@ -131,10 +132,10 @@ class GrpcApp:
             deframer = Deframer(headers.get(b"grpc-encoding"), self._max_message_bytes + _MOST_OVER_LIMIT_BYTES)
             self._begin(call)
             incoming = Incoming(call, receive, deframer)
-            async with contextlib.aclosing(handler(incoming, bounds)) as answers:
+            async with contextlib.aclosing(handler(incoming, limits)) as answers:
                 await _send_all(call, answers)
         except KilnError as error:
-            failure = error
+            failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
         except asyncio.CancelledError:
             failure = _told(call)
         except Left:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from service.errors import FailedPrecondition
 from service.predictor import Predictor
 from service.rpc.asgi import GrpcApp
+from service.rpc.options import RpcOptions
 from service.rpc.services import all_services
 
 APP = "service.embedded:app"
@@ -98,14 +99,13 @@ class EnvoyServer:
     def __init__(
         self,
         predictor: Predictor,
-        *,
         is_ready: Callable[[], bool],
+        options: RpcOptions,
         address: tuple[str, int],
-        max_message_bytes: int,
-        request_timeout_s: float,
     ) -> None:
-        services = all_services(predictor, is_ready)
-        self.app = GrpcApp(services, request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes)
+        """`address` is where Envoy will listen; that of `options` may leave the port to chance."""
+        services = all_services(predictor, is_ready, options)
+        self.app = GrpcApp(services, options)
         self.may_accept = asyncio.Event()
         """Set once Envoy may open its port."""
         self._health = services.health

@@ -1,7 +1,7 @@
 """Byte-level handlers and how grpcio calls them.
 
 A handler takes the request's bytes and an absolute deadline, and returns the response's bytes or
-raises a `KilnError`; that of a stream takes the bytes of its messages and what bounds each of them,
+raises a `KilnError`; that of a stream takes the bytes of its messages and what limits each of them,
 and gives those of its answers. Nothing in them knows the transport.
 """
 
@@ -30,14 +30,14 @@ Handlers = Mapping[str, Handler]
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class CallLimits:
     """What each message of a stream may take: `deadline` is that of one that begins now."""
 
     max_message_bytes: int
     deadline: Callable[[], float]
 
 
-StreamHandler = Callable[[AsyncIterator[bytes], Bounds], AsyncGenerator[bytes, None]]
+StreamHandler = Callable[[AsyncIterator[bytes], CallLimits], AsyncGenerator[bytes, None]]
 StreamHandlers = Mapping[str, StreamHandler]
 
 
@@ -75,7 +75,7 @@ def _bind(
                 raise too_large(len(data), max_message_bytes)
             return await handler(data, deadline)
         except KilnError as error:
-            failure = error
+            failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
         except Exception:  # noqa: BLE001 - whatever it is, its caller is told
             failure = unforeseen(path)
         await _abort(context, failure)
@@ -88,11 +88,11 @@ def _bind_stream(
     path: str, handler: StreamHandler, *, request_timeout_s: float, max_message_bytes: int
 ) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
     async def call(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        bounds = stream_bounds(
+        limits = stream_limits(
             context.time_remaining(), request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes
         )
         try:
-            async with contextlib.aclosing(handler(messages, bounds)) as answers:
+            async with contextlib.aclosing(handler(messages, limits)) as answers:
                 async for answer in answers:
                     yield answer
         except KilnError as error:
@@ -133,7 +133,7 @@ def too_large(size_bytes: int, max_message_bytes: int) -> TooLarge:
     return TooLarge(f"the message has {size_bytes} bytes, over the limit of {max_message_bytes}")
 
 
-def stream_bounds(remaining_s: float | None, *, request_timeout_s: float, max_message_bytes: int) -> Bounds:
+def stream_limits(remaining_s: float | None, *, request_timeout_s: float, max_message_bytes: int) -> CallLimits:
     """Of a stream whose caller waits `remaining_s` for its end, or for ever."""
     end = math.inf if remaining_s is None else time.monotonic() + remaining_s
-    return Bounds(max_message_bytes, lambda: min(end, time.monotonic() + request_timeout_s))
+    return CallLimits(max_message_bytes, lambda: min(end, time.monotonic() + request_timeout_s))

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from grpc_health.v1 import health_pb2 as pb
 
 from service.errors import InvalidArgument, NotFound
-from service.rpc.handlers import Bounds, Handlers, StreamHandlers
+from service.rpc.handlers import CallLimits, Handlers, StreamHandlers
 from service.rpc.messages import parse
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -48,7 +48,7 @@ class HealthService:
             raise NotFound(f"there is no service {name!r}")
         return self._answer()
 
-    async def _watch(self, messages: AsyncIterator[bytes], bounds: Bounds) -> AsyncGenerator[bytes, None]:  # noqa: ARG002
+    async def _watch(self, messages: AsyncIterator[bytes], limits: CallLimits) -> AsyncGenerator[bytes, None]:  # noqa: ARG002
         data = await anext(messages, None)
         if data is None:
             raise InvalidArgument("one message expected, got none")

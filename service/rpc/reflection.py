@@ -12,9 +12,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio
 
 from service.rpc._generated.inference import open_inference_pb2
-from service.rpc._generated.kiln.tensorflow import tensor_pb2
+from service.rpc._generated.kiln.tensorflow import example_pb2, tensor_pb2
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2
-from service.rpc.handlers import Bounds, StreamHandlers
+from service.rpc.handlers import CallLimits, StreamHandlers
 from service.rpc.messages import parse
 
 _MODULES = (
@@ -24,6 +24,7 @@ _MODULES = (
     reflection_pb2,
     open_inference_pb2,
     tensor_pb2,
+    example_pb2,
     serving_pb2,
 )
 _PREFIX = "kiln."
@@ -36,7 +37,7 @@ def reflection_streams(services: Iterable[str]) -> StreamHandlers:
     """Byte-level stream handlers by full method path; `services` are those that are listed."""
     servicer = aio.ReflectionServicer(services, pool=public_pool())
 
-    async def info(messages: AsyncIterator[bytes], bounds: Bounds) -> AsyncGenerator[bytes, None]:  # noqa: ARG001
+    async def info(messages: AsyncIterator[bytes], limits: CallLimits) -> AsyncGenerator[bytes, None]:  # noqa: ARG001
         requests = (parse(reflection_pb2.ServerReflectionRequest, data) async for data in messages)
         async for response in servicer.ServerReflectionInfo(requests, None):
             yield response.SerializeToString()

@@ -8,6 +8,7 @@ import grpc
 
 from service.predictor import Predictor
 from service.rpc.handlers import GenericHandlers
+from service.rpc.options import RpcOptions
 from service.rpc.services import all_services
 
 _OVER_LIMIT_BYTES = 64 * 2**20
@@ -20,26 +21,17 @@ Beyond it grpcio refuses by itself, unread, with RESOURCE_EXHAUSTED.
 class RpcServer:
     """Both dialects, health and reflection; start it in a running event loop."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        *,
-        is_ready: Callable[[], bool],
-        address: str,
-        max_message_bytes: int,
-        request_timeout_s: float,
-    ) -> None:
-        services = all_services(predictor, is_ready)
+    def __init__(self, predictor: Predictor, is_ready: Callable[[], bool], options: RpcOptions) -> None:
+        self.services = services = all_services(predictor, is_ready, options)
         self._handlers = GenericHandlers(
             services.handlers,
             services.streams,
-            request_timeout_s=request_timeout_s,
-            max_message_bytes=max_message_bytes,
+            request_timeout_s=options.request_timeout_s,
+            max_message_bytes=options.max_message_bytes,
         )
-        self._health = services.health
-        self._address = address
+        self._address = options.address
         self._options = (
-            ("grpc.max_receive_message_length", max_message_bytes + _OVER_LIMIT_BYTES),
+            ("grpc.max_receive_message_length", options.max_message_bytes + _OVER_LIMIT_BYTES),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
         )
@@ -58,7 +50,7 @@ class RpcServer:
 
     async def set_serving(self, *, serving: bool) -> None:
         """What grpc.health.v1 answers, for the server and for each service."""
-        self._health.set_serving(serving=serving)
+        self.services.health.set_serving(serving=serving)
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and cancel those that are not done within `grace_s`."""

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from service.errors import Unimplemented
+from functools import partial
+
+from service.bounds import Bounds
+from service.examples import Method, decode_examples
 from service.predictor import Predictor
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as pb
-from service.rpc.handlers import Handler, Handlers
+from service.rpc.examples_codec import (
+    ProtoExamples,
+    encode_classification,
+    encode_regression,
+    encode_results,
+    tasks_of,
+)
+from service.rpc.handlers import Handlers
 from service.rpc.messages import parse
 from service.rpc.tfserving_codec import (
     decode_predict,
@@ -20,15 +30,37 @@ PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
 
 
-def tfserving_handlers(predictor: Predictor) -> Handlers:
+def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
     """Byte-level handlers by full method path."""
     engine = predictor.engine
 
     async def predict(data: bytes, deadline: float) -> bytes:
         request = parse(pb.PredictRequest, data)
         with predictor.request(model_ref(request.model_spec), "grpc-tfs") as counted:
-            prediction = await counted.predict(deadline, lambda signatures: decode_predict(request, signatures))
+            prediction = await counted.predict(deadline, lambda signatures: decode_predict(request, signatures, bounds))
             return encode_predict(request, prediction)
+
+    async def classify(data: bytes, deadline: float) -> bytes:
+        request = parse(pb.ClassificationRequest, data)
+        spec, examples = request.model_spec, ProtoExamples(request.input)
+        with predictor.request(model_ref(spec), "grpc-tfs") as counted:
+            decode = partial(decode_examples, Method.CLASSIFY, examples, name=spec.signature_name)
+            return encode_classification(await counted.predict(deadline, decode), len(examples))
+
+    async def regress(data: bytes, deadline: float) -> bytes:
+        request = parse(pb.RegressionRequest, data)
+        spec, examples = request.model_spec, ProtoExamples(request.input)
+        with predictor.request(model_ref(spec), "grpc-tfs") as counted:
+            decode = partial(decode_examples, Method.REGRESS, examples, name=spec.signature_name)
+            return encode_regression(await counted.predict(deadline, decode), len(examples))
+
+    async def multi_inference(data: bytes, deadline: float) -> bytes:
+        request = parse(pb.MultiInferenceRequest, data)
+        tasks, examples = tasks_of(request), ProtoExamples(request.input)
+        with predictor.request(model_ref(request.tasks[0].model_spec), "grpc-tfs") as counted:
+            decoders = [partial(decode_examples, method, examples, name=name) for method, name in tasks]
+            predictions = await counted.predict_all(deadline, decoders)
+            return encode_results(predictions, [method for method, _ in tasks], len(examples))
 
     async def metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         request = parse(pb.GetModelMetadataRequest, data)
@@ -45,16 +77,9 @@ def tfserving_handlers(predictor: Predictor) -> Handlers:
     return {
         f"/{PREDICTION_SERVICE}/Predict": predict,
         f"/{PREDICTION_SERVICE}/GetModelMetadata": metadata,
-        f"/{PREDICTION_SERVICE}/Classify": _unimplemented("Classify is not answered yet: use Predict"),
-        f"/{PREDICTION_SERVICE}/Regress": _unimplemented("Regress is not answered yet: use Predict"),
-        f"/{PREDICTION_SERVICE}/MultiInference": _unimplemented("MultiInference is not answered yet: use Predict"),
+        f"/{PREDICTION_SERVICE}/Classify": classify,
+        f"/{PREDICTION_SERVICE}/Regress": regress,
+        f"/{PREDICTION_SERVICE}/MultiInference": multi_inference,
         f"/{MODEL_SERVICE}/GetModelStatus": status,
         f"/{MODEL_SERVICE}/HandleReloadConfigRequest": reload,
     }
-
-
-def _unimplemented(text: str) -> Handler:
-    async def refuse(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
-        raise Unimplemented(text)
-
-    return refuse

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.predictor import Decoded, ModelInfo, ModelRef, Prediction, choose_signature
 from service.registry.config import ModelConfig
@@ -26,7 +27,6 @@ from service.tensors import (
     Signature,
     TensorSpec,
     check_names,
-    check_sizes,
     integers_fit,
     unpack_raw,
 )
@@ -58,8 +58,6 @@ _STATES = {
     State.UNLOADED: pb.ModelVersionStatus.END,
     State.FAILED: pb.ModelVersionStatus.END,
 }
-_LARGEST_BROADCAST = 2**24
-"""A short list may stand for this many elements: some bytes must not become gigabytes."""
 _FAILED_PRECONDITION = 9
 _SIGNATURES_FIELD = "signature_def"
 _MAP_TYPE_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
@@ -75,7 +73,9 @@ def model_ref(spec: pb.ModelSpec) -> ModelRef:
     )
 
 
-def decode_predict(request: pb.PredictRequest, signatures: Mapping[str, Signature]) -> Decoded:
+def decode_predict(
+    request: pb.PredictRequest, signatures: Mapping[str, Signature], bounds: Bounds = DEFAULT_BOUNDS
+) -> Decoded:
     """The request's inputs as arrays; shapes are left to the graph, as TensorFlow Serving does.
 
     Raises:
@@ -90,11 +90,11 @@ def decode_predict(request: pb.PredictRequest, signatures: Mapping[str, Signatur
             raise InvalidArgument(
                 f"unknown output {name!r} in output_filter: signature {signature.name!r} gives {known}"
             )
-    inputs = {spec.name: _decode_tensor(request.inputs[spec.name], spec) for spec in signature.inputs}
+    inputs = {spec.name: _decode_tensor(request.inputs[spec.name], spec, bounds) for spec in signature.inputs}
     return Decoded(signature, inputs, strict_shapes=False)
 
 
-def _decode_tensor(proto: tensor_pb2.TensorProto, spec: TensorSpec) -> Array:
+def _decode_tensor(proto: tensor_pb2.TensorProto, spec: TensorSpec, bounds: Bounds) -> Array:
     dtype = BY_TENSORFLOW_NUMBER.get(proto.dtype)
     if dtype is not spec.dtype:
         received = dtype.tensorflow if dtype else f"DataType {proto.dtype}"
@@ -102,15 +102,17 @@ def _decode_tensor(proto: tensor_pb2.TensorProto, spec: TensorSpec) -> Array:
     if proto.tensor_shape.unknown_rank:
         raise InvalidArgument(f"input {spec.name!r}: a shape is expected, got one of unknown rank")
     shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    check_sizes(shape, spec.name)
+    bounds.check_shape(shape, spec)
     if proto.tensor_content:
         if dtype is DataType.BYTES:
             raise InvalidArgument(f"input {spec.name!r}: strings are expected in string_val, not in tensor_content")
         return unpack_raw(proto.tensor_content, dtype, shape, spec.name)
-    return _from_list(getattr(proto, _VALUES[dtype]), spec, shape)
+    if dtype is DataType.BYTES:
+        bounds.check_strings(proto.string_val, spec.name)
+    return _from_list(getattr(proto, _VALUES[dtype]), spec, shape, bounds)
 
 
-def _from_list(values: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+def _from_list(values: Any, spec: TensorSpec, shape: tuple[int, ...], bounds: Bounds) -> Array:
     count = math.prod(shape)
     if len(values) > count:
         raise InvalidArgument(
@@ -121,16 +123,18 @@ def _from_list(values: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
         given = np.empty(len(values), object)
         given[:] = values
     elif spec.dtype in (DataType.FP16, DataType.BF16):
-        given = np.array(values, np.int64).astype(np.uint16).view(spec.dtype.numpy)  # bit patterns
+        given = np.fromiter(values, np.int64, len(values)).astype(np.uint16).view(spec.dtype.numpy)  # bit patterns
     else:
-        given = integers_fit(np.array(values, _LIST_TYPES.get(_VALUES[spec.dtype], spec.dtype.numpy)), spec)
+        wide = _LIST_TYPES.get(_VALUES[spec.dtype], spec.dtype.numpy)
+        given = integers_fit(np.fromiter(values, wide, len(values)), spec)  # without a list of objects between
     if len(given) == count:
         return given.reshape(shape)
-    if count > _LARGEST_BROADCAST:
-        raise InvalidArgument(f"input {spec.name!r}: {len(values)} values cannot stand for {count} elements")
+    bounds.check_filled(len(values), count, spec.name)
     if not len(given):  # TensorFlow fills with its default: zero, False or ""
         return np.full(shape, b"", object) if spec.dtype is DataType.BYTES else np.zeros(shape, spec.dtype.numpy)
-    return np.pad(given, (0, count - len(given)), mode="edge").reshape(shape)  # the last value repeats
+    filled = np.full(count, given[-1], given.dtype)  # the last value repeats
+    filled[: len(given)] = given
+    return filled.reshape(shape)
 
 
 def encode_predict(request: pb.PredictRequest, prediction: Prediction) -> bytes:

@@ -157,8 +157,9 @@ class _Drawer:
 def _warm_up(plan: Plan, draw: _Drawer, buckets: Sequence[int]) -> tuple[dict[int, Tensors], dict[int, Cost]]:
     """Run a batch of each bucket; outputs and cost by bucket.
 
-    Where the signature leaves sizes open, a model may refuse the sizes drawn for them: that is
-    no fault, and the version is served without having been warmed up.
+    Where the signature leaves sizes open, a model may refuse the sizes drawn for them, and where it
+    takes strings, those that are no JPEG or ``tf.Example``: that is no fault, and the version is
+    served without having been warmed up.
     """
     refusal: KilnError | None = None
     for _ in draw.attempts():
@@ -168,9 +169,10 @@ def _warm_up(plan: Plan, draw: _Drawer, buckets: Sequence[int]) -> tuple[dict[in
             refusal = refusal or error
             continue
         return outputs, {bucket: _measure(plan, draw.batch(bucket)) for bucket in buckets}
-    if refusal is not None and not draw.signature.has_open_sizes:
+    takes_strings = any(spec.dtype is DataType.BYTES for spec in draw.signature.inputs)
+    if refusal is not None and not draw.signature.has_open_sizes and not takes_strings:
         raise refusal
-    _log.warning("not warmed up: no size drawn for the open dimensions suits the model (%s)", refusal)
+    _log.warning("not warmed up: nothing drawn for open dimensions or strings suits the model (%s)", refusal)
     return {}, dict.fromkeys(buckets, _UNKNOWN)
 
 

@@ -7,7 +7,7 @@ is a TFRecord file of at most 1000 ``PredictionLog`` messages.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from service.errors import KilnError, ModelLoadError, Unimplemented
@@ -20,8 +20,8 @@ MAX_RECORDS = 1000
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 """Of a TFRecord: length and its checksum before the data, the data's checksum behind."""
 
-DecodeRecord = Callable[[bytes, Mapping[str, Signature]], tuple[Signature, Tensors]]
-"""A record as the signature that it names and its inputs; `Unimplemented` for a kind that is not replayed."""
+DecodeRecord = Callable[[bytes, Mapping[str, Signature]], Iterable[tuple[Signature, Tensors]]]
+"""A record as the signatures that it names and their inputs; `Unimplemented` for a kind that is not replayed."""
 
 
 def replay(
@@ -44,14 +44,16 @@ def replay(
     seen: dict[str, Tensors] = {}
     for number, record in enumerate(records(path), start=1):
         try:
-            signature, inputs = decode(record, signatures)
-            run(signature, inputs)
+            asked = decode(record, signatures)
+            for signature, inputs in asked:
+                run(signature, inputs)
         except Unimplemented as error:
             _log.warning("warm-up record %d is skipped: %s", number, error)
         except KilnError as error:
             raise ModelLoadError(f"warm-up record {number} failed: {error}") from error
         else:
-            _keep(seen, signature, inputs, keep_rows)
+            for signature, inputs in asked:
+                _keep(seen, signature, inputs, keep_rows)
     return seen
 
 

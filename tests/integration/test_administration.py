@@ -15,7 +15,7 @@ from service.rpc._generated.inference import open_inference_pb2 as oip
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
 from tests.fakes import FakeModel
 from tests.integration.asgi import Client
-from tests.integration.conftest import Kiln, start_kiln
+from tests.integration.conftest import MAX_MESSAGE_BYTES, Kiln, start_kiln
 from tests.integration.rpc import MODEL, OIP, PREDICT, Caller, predict_request
 
 
@@ -64,6 +64,18 @@ async def test_models_are_loaded_and_unloaded_over_rest(explicit: Kiln):
         ("/v2/repository/models/double/load", b"{", 400, "JSON Parse error"),
         ("/v2/repository/models/double/load", b"[]", 400, "a JSON object expected, got []"),
         ("/v2/repository/index", {"ready": "yes"}, 400, "'ready': true or false expected, got \"yes\""),
+        (
+            "/v2/repository/index",
+            b'{"ready": ' + b"[" * 500 + b"]" * 500 + b"}",
+            400,
+            "'ready': true or false expected, got " + "[" * 60 + "…",
+        ),
+        (
+            "/v2/repository/index",
+            b" " * (MAX_MESSAGE_BYTES + 1),
+            413,
+            f"the body has {MAX_MESSAGE_BYTES + 1} bytes, over the limit of {MAX_MESSAGE_BYTES}",
+        ),
     ],
 )
 async def test_wrong_requests_are_told(explicit: Kiln, path: str, body: object, status: int, text: str):

@@ -11,7 +11,8 @@ import pytest_asyncio
 from tests.integration.asgi import Client
 from tests.integration.conftest import Kiln
 
-PREDICT, INFER = "/v1/models/{model}:predict", "/v2/models/{model}/infer"
+PREDICT, CLASSIFY, REGRESS = (f"/v1/models/{{model}}:{verb}" for verb in ("predict", "classify", "regress"))
+INFER = "/v2/models/{model}/infer"
 PATHS = {
     "/v1/models",
     "/v2",
@@ -23,16 +24,32 @@ PATHS = {
         f"{model}{version}{verb}"
         for version in ("", "/versions/{version}", "/labels/{label}")
         for model, verbs in {
-            "/v1/models/{model}": ("", "/metadata", ":predict"),
-            "/v2/models/{model}": ("", "/ready", "/infer"),
+            "/v1/models/{model}": ("", "/metadata", ":predict", ":classify", ":regress"),
+            "/v2/models/{model}": ("", "/ready", "/infer", "/stats", "/config"),
         }.items()
         for verb in verbs
         if model.startswith("/v1") or version != "/labels/{label}"
     ),
+    "/v2/models",
+    "/v2/models/stats",
+    "/v2/models/{model}/trace/setting",
+    "/v2/trace/setting",
+    "/v2/logging",
     "/v2/repository/index",
     "/v2/repository/models/{model}/load",
     "/v2/repository/models/{model}/unload",
     "/status",
+    *(
+        f"/v2/{kind}sharedmemory/{verb}"
+        for kind in ("system", "cuda")
+        for verb in (
+            "status",
+            "unregister",
+            "region/{region}/status",
+            "region/{region}/register",
+            "region/{region}/unregister",
+        )
+    ),
 }
 """README's table of dialects."""
 
@@ -74,11 +91,12 @@ async def test_path_parameters_are_those_of_the_path(document: dict[str, Any]):
     """None is missing, and none is asked for as a query."""
     for name, operation in operations(document).items():
         declared = [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"]
-        assert sorted(declared) == [part for part in ("label", "model", "version") if f"{{{part}}}" in name], name
+        known = ("label", "model", "region", "version")
+        assert sorted(declared) == [part for part in known if f"{{{part}}}" in name], name
         assert not [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "query"], name
 
 
-@pytest.mark.parametrize("path", [PREDICT, INFER])
+@pytest.mark.parametrize("path", [PREDICT, CLASSIFY, REGRESS, INFER])
 async def test_the_errors_of_a_hot_path_have_the_one_shape(document: dict[str, Any], path: str):
     """Each status that it can answer with, by an example."""
     responses = document["paths"][path]["post"]["responses"]

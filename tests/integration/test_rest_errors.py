@@ -54,8 +54,8 @@ def value(kiln: Kiln, name: str, **labels: str) -> float:
             404,
             f"version {2**63} is over the largest there can be, {2**63 - 1}",
         ),
-        ("POST", "/v1/models/double:classify", 501, ":classify is not answered yet: use :predict"),
-        ("POST", "/v1/models/double:Regress", 501, ":regress is not answered yet: use :predict"),
+        ("POST", "/v1/models/no:classify", 404, "Servable not found for request: Latest(no); loaded are double"),
+        ("POST", "/v1/models/double/labels/best:Regress", 400, "Unrecognized servable version label: best"),
         ("GET", "/v2/models/no", 404, "Servable not found for request: Latest(no); loaded are double"),
         ("GET", "/v2/models/double/versions/v1", 404, "model 'double' has no version 'v1': versions are integers"),
         ("GET", "/v2/models/no/ready", 404, "Could not find any versions of model no; loaded are double"),
@@ -80,6 +80,7 @@ async def test_what_is_not_there(client: Client, method: str, path: str, status:
     [
         ("POST", "/v1/models/double"),
         ("GET", "/v1/models/double:predict"),
+        ("GET", "/v1/models/double:classify"),
         ("POST", "/v1/models/double/metadata"),
         ("POST", "/v1/models"),
         ("GET", "/v1"),

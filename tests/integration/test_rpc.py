@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-import pytest_asyncio
 from grpc import StatusCode
 
 from service import __version__
 from service.errors import INTERNAL_ERROR
+from service.predictor import EXTENSIONS
 from service.rpc._generated.inference import open_inference_pb2 as oip
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
+from service.rpc.asgi import GrpcApp
+from service.rpc.options import RpcOptions
 from service.rpc.server import RpcServer
 from tests.integration.conftest import MAX_MESSAGE_BYTES, Kiln
 from tests.integration.load import busy, full, queued
 from tests.integration.rpc import INFER, MODEL, OIP, PREDICT, PREDICTION, Caller, infer_request, predict_request
-
-
-@pytest_asyncio.fixture
-async def caller(kiln: Kiln) -> AsyncIterator[Caller]:
-    """A client of the running server."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{kiln.grpc_port}") as channel:
-        yield Caller(channel)
-
 
 BOTH = pytest.mark.parametrize(
     ("method", "request_"), [(INFER, infer_request()), (PREDICT, predict_request())], ids=["v2", "tfs"]
@@ -43,7 +37,7 @@ async def test_liveness_and_server_metadata(caller: Caller):
     assert (await caller.ask(f"{OIP}/ServerLive", b"", oip.ServerLiveResponse)).live
     metadata = await caller.ask(f"{OIP}/ServerMetadata", b"", oip.ServerMetadataResponse)
     assert (metadata.name, metadata.version) == ("kiln", __version__)
-    assert list(metadata.extensions) == ["binary_tensor_data", "model_repository", "parameters"]
+    assert tuple(metadata.extensions) == EXTENSIONS
 
 
 @pytest.mark.parametrize(("phase", "ready"), [("ready", True), ("loading", False), ("draining", False)])
@@ -158,12 +152,16 @@ async def test_model_status(caller: Caller):
             StatusCode.INVALID_ARGUMENT,
             "metadata_field: 'signature_def' expected, got none",
         ),
-        (f"{PREDICTION}/Classify", b"", StatusCode.UNIMPLEMENTED, "Classify is not answered yet: use Predict"),
-        (f"{PREDICTION}/Regress", b"", StatusCode.UNIMPLEMENTED, "Regress is not answered yet: use Predict"),
-        (f"{PREDICTION}/MultiInference", b"", StatusCode.UNIMPLEMENTED, "MultiInference is not answered yet: use"),
+        (
+            f"{PREDICTION}/Classify",
+            tfs.ClassificationRequest(model_spec={"name": "no"}),
+            StatusCode.NOT_FOUND,
+            "Servable not found for request: Latest(no)",
+        ),
+        (f"{PREDICTION}/Regress", b"\xff", StatusCode.INVALID_ARGUMENT, "the request cannot be parsed as"),
+        (f"{PREDICTION}/MultiInference", b"", StatusCode.INVALID_ARGUMENT, "tasks: at least one expected, got none"),
         (f"{MODEL}/HandleReloadConfigRequest", b"", StatusCode.INVALID_ARGUMENT, "config: a model_config_list"),
         (f"{OIP}/Nothing", b"", StatusCode.UNIMPLEMENTED, "Method not found"),
-        (f"{OIP}/ModelStreamInfer", b"", StatusCode.UNIMPLEMENTED, "Method not found"),
     ],
 )
 async def test_statuses(caller: Caller, method: str, request_: Any, code: StatusCode, text: str):
@@ -229,16 +227,12 @@ async def test_a_deadline_of_the_caller(kiln: Kiln, caller: Caller, method: str,
 
 
 @BOTH
-async def test_a_deadline_of_the_server(kiln: Kiln, method: str, request_: Any):
+async def test_a_deadline_of_the_server(kiln: Kiln, transport: str, method: str, request_: Any):
     """A caller who states none is told when the server's own has passed."""
-    server = RpcServer(
-        kiln.predictor,
-        is_ready=kiln.health.is_ready,
-        address="127.0.0.1:0",
-        max_message_bytes=MAX_MESSAGE_BYTES,
-        request_timeout_s=0.03,
-    )
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{await server.start()}") as channel, busy(kiln):
+    options = RpcOptions("127.0.0.1:0", MAX_MESSAGE_BYTES, 0.03)
+    server = RpcServer(kiln.predictor, kiln.health.is_ready, options)
+    hasty = replace(kiln, rpc=server, grpc_app=GrpcApp(server.services, options), grpc_port=await server.start())
+    async with hasty.channel(transport) as channel, busy(kiln):
         code, text = await Caller(channel).refusal(method, request_)
     await server.stop(0.0)
     assert code is StatusCode.DEADLINE_EXCEEDED
@@ -295,11 +289,7 @@ async def test_a_fault_of_kiln(
 async def test_a_port_that_is_taken(kiln: Kiln):
     """An OSError with the address; a server that never started can be stopped."""
     server = RpcServer(
-        kiln.predictor,
-        is_ready=kiln.health.is_ready,
-        address=f"127.0.0.1:{kiln.grpc_port}",
-        max_message_bytes=MAX_MESSAGE_BYTES,
-        request_timeout_s=30.0,
+        kiln.predictor, kiln.health.is_ready, RpcOptions(f"127.0.0.1:{kiln.grpc_port}", MAX_MESSAGE_BYTES, 30.0)
     )
     await server.stop(0.0)
     with pytest.raises(OSError, match=f"the gRPC port 127.0.0.1:{kiln.grpc_port} cannot be bound"):

@@ -122,14 +122,14 @@ def test_a_record_that_the_model_refuses_fails_the_load(path: Path) -> None:
 
 
 def test_other_kinds_of_records_are_skipped(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that holds a classify request as well is replayed as far as it goes."""
+    """A file that holds a session run as well is replayed as far as it goes."""
     caplog.set_level(logging.WARNING, "kiln.warmup")
-    write(path, [PredictionLog(classify_log=b"\x0a\x00").SerializeToString(), log_of(x=np.ones((1, 3), np.float32))])
+    write(path, [PredictionLog(session_run_log=b"\x0a\x00").SerializeToString(), log_of(x=np.ones((1, 3), np.float32))])
     model = LoadedModel(path, OPTIONS)
     model.warm_up()
     model.close()
     assert [record.message for record in caplog.records if record.name == "kiln.warmup"] == [
-        "warm-up record 1 is skipped: classify_log is not replayed: only predict_log is",
+        "warm-up record 1 is skipped: session_run_log is not replayed",
     ]
 
 

@@ -59,6 +59,16 @@ def test_serve_runs_the_server_with_what_was_given(ran: Ran):
     assert ran.logs == [("info", "json")]
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"), [([], False), (["--shared-memory"], True), (["--no-shared-memory"], False)]
+)
+def test_a_setting_of_two_values_is_a_flag_without_one(ran: Ran, flags: list[str], expected: bool):
+    """So that the models may follow it."""
+    assert main(["serve", *flags, "m"]) == 0
+    assert ran.settings[0].shared_memory is expected
+    assert str(ran.settings[0].models) == "m"
+
+
 def test_serve_takes_its_models_from_the_environment(ran: Ran, environment: pytest.MonkeyPatch):
     """Nothing need be on the command line, if the environment says it."""
     environment.setenv("KILN_MODELS", "/models")

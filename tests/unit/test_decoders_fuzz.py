@@ -1,4 +1,4 @@
-"""Whatever bytes a caller sends, each of the four decoders gives tensors or refuses with a `KilnError`."""
+"""Whatever bytes a caller sends, each of the decoders gives tensors or refuses with a `KilnError`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import KilnError
+from service.errors import InvalidArgument, KilnError
+from service.examples import Examples, Method, decode_examples
 from service.predictor import Decoded, validate
 from service.rest import openinference_codec as rest_oip
 from service.rest import tfserving_codec as rest_tfs
+from service.rest.examples_codec import decode_examples_body
 from service.rpc import open_inference_codec as rpc_oip
 from service.rpc import tfserving_codec as rpc_tfs
 from service.rpc._generated.inference import open_inference_pb2 as oip_pb
+from service.rpc._generated.kiln.tensorflow.example_pb2 import Example
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs_pb
+from service.rpc.examples_codec import ProtoExamples
 from service.rpc.messages import parse
 from service.tensors import DataType, Signature, TensorSpec
 from tests.signatures import many, one, only
@@ -43,11 +47,32 @@ def _rest_oip(body: bytes, signatures: Mapping[str, Signature]) -> Decoded:
     return decoded
 
 
+def _decode_examples(examples: Examples, name: str, signatures: Mapping[str, Signature]) -> Decoded:
+    """By whichever method the signature can be asked; the examples must be messages that protobuf reads."""
+    for data in examples.serialized():
+        Example.FromString(data)
+    for method in Method:
+        with contextlib.suppress(KilnError):
+            return decode_examples(method, examples, signatures, name)
+    raise InvalidArgument("by neither")
+
+
+def _rest_examples(body: bytes, signatures: Mapping[str, Signature]) -> Decoded:
+    return _decode_examples(*decode_examples_body(body, 100), signatures)
+
+
+def _grpc_examples(data: bytes, signatures: Mapping[str, Signature]) -> Decoded:
+    request = parse(tfs_pb.ClassificationRequest, data)
+    return _decode_examples(ProtoExamples(request.input), request.model_spec.signature_name, signatures)
+
+
 DECODERS: dict[str, Decode] = {
     "rest-tfs": lambda body, signatures: rest_tfs.decode_predict(body, signatures, 100)[0],
     "rest-v2": _rest_oip,
     "grpc-tfs": lambda data, signatures: rpc_tfs.decode_predict(parse(tfs_pb.PredictRequest, data), signatures),
     "grpc-v2": lambda data, signatures: rpc_oip.decode_infer(parse(oip_pb.ModelInferRequest, data), signatures),
+    "rest-examples": _rest_examples,
+    "grpc-examples": _grpc_examples,
 }
 
 
@@ -76,6 +101,19 @@ def _oip_message(*, raw: bool) -> bytes:
     return request.SerializeToString()
 
 
+def _examples_message(*, with_context: bool) -> bytes:
+    request = tfs_pb.ClassificationRequest()
+    example = request.input.example_list.examples.add()
+    if with_context:
+        context = request.input.example_list_with_context.context
+        context.features.feature["x"].int64_list.value.append(1)
+        example = request.input.example_list_with_context.examples.add()
+        example.features.feature["y"].bytes_list.value.append(b"a")
+    else:
+        example.features.feature["x"].float_list.value.extend([1, 2, 3])
+    return request.SerializeToString()
+
+
 _ROWS = b'{"signature_name": "serving_default", "instances": [{"x": 1, "y": "a"}, {"x": 2, "y": {"b64": "YQ=="}}]}'
 _INFER = (
     b'{"id": "1", "parameters": {"binary_data_output": true}, "outputs": [{"name": "out_x"}], "inputs": ['
@@ -96,10 +134,15 @@ VALID: dict[str, list[bytes]] = {
     ],
     "grpc-tfs": [_tfs_message()],
     "grpc-v2": [_oip_message(raw=True), _oip_message(raw=False)],
+    "rest-examples": [
+        b'{"signature_name": "serving_default", "examples": [{"x": [1.5, NaN, -1.0]}]}',
+        b'{"context": {"x": 1}, "examples": [{"y": "a"}, {"x": [2], "y": {"b64": "YQ=="}}]}',
+    ],
+    "grpc-examples": [_examples_message(with_context=False), _examples_message(with_context=True)],
 }
 WORDS = (
-    "instances inputs outputs signature_name serving_default x y name shape datatype data parameters id FP32 UINT8 "
-    "BYTES INT64 binary_data_size binary_data_output b64 YQ=="
+    "instances inputs outputs examples context signature_name serving_default x y name shape datatype data parameters "
+    "id FP32 UINT8 BYTES INT64 binary_data_size binary_data_output b64 YQ=="
 ).split()
 SCALARS = (
     st.none()
@@ -126,6 +169,7 @@ TENSOR = st.fixed_dictionaries(
 )
 BODY = (
     st.fixed_dictionaries({"instances": JSON})
+    | st.fixed_dictionaries({"examples": st.lists(JSON, max_size=3) | JSON}, optional={"context": JSON})
     | st.fixed_dictionaries({"inputs": JSON})
     | st.fixed_dictionaries({"inputs": st.lists(TENSOR, max_size=3)}, optional={"outputs": JSON, "id": JSON})
     | JSON
@@ -160,13 +204,13 @@ def test_any_bytes(name: str, data: bytes):
     feed(name, data)
 
 
-@pytest.mark.parametrize("name", ["rest-tfs", "rest-v2"])
+@pytest.mark.parametrize("name", ["rest-tfs", "rest-v2", "rest-examples"])
 @given(body=BODY, has_header=st.booleans(), tail=st.binary(max_size=12))
 def test_any_json(name: str, body: Any, has_header: bool, tail: bytes):
     """JSON of any form, with the words that mean something in it, lone surrogates and numbers of any size."""
     text = json.dumps(body).encode()
     head = min(len(text) + 1, 2**16 - 1) if has_header else 0
-    feed(name, text if name == "rest-tfs" else head.to_bytes(2, "big") + text + tail)
+    feed(name, text if name != "rest-v2" else head.to_bytes(2, "big") + text + tail)
 
 
 @st.composite

@@ -13,7 +13,7 @@ import pytest
 
 from service.errors import INTERNAL_ERROR, Cancelled, InvalidArgument, KilnError, Overloaded, TooLarge, Unavailable
 from service.rest import http
-from service.rest.http import answer_json, deadline, guarded, read_body
+from service.rest.http import answer_content, answer_json, deadline, guarded, read_body, takes_gzip
 
 LIMIT = 64
 Message = MutableMapping[str, Any]
@@ -317,3 +317,62 @@ async def test_a_message_that_is_no_leaving_is_no_leaving(monkeypatch: pytest.Mo
 
     await guarded(late)(caller.scope, receive, caller.send)
     assert caller.answer[2] == "done"
+
+
+# Answers as gzip
+
+
+async def content(size: int, minimum: int, accept: str | None = "gzip") -> tuple[bytes, dict[bytes, bytes]]:
+    caller = Caller(headers={} if accept is None else {"accept-encoding": accept})
+    await answer_content(caller.scope, caller.send, b"a" * size, [http.JSON], minimum)
+    start, body = caller.sent
+    headers = dict(start["headers"])
+    assert start["status"] == 200
+    assert int(headers[b"content-length"]) == len(body["body"])
+    return body["body"], headers
+
+
+@pytest.mark.parametrize("size", [100, 5000, http._DEFLATE_APART_BYTES])
+async def test_an_answer_of_some_size_is_compressed(size: int):
+    """For a caller who takes gzip; very large ones in a thread."""
+    body, headers = await content(size, 100)
+    assert gzip.decompress(body) == b"a" * size
+    assert (headers[b"content-encoding"], headers[b"vary"]) == (b"gzip", b"accept-encoding")
+
+
+@pytest.mark.parametrize("accept", [None, "identity", "gzip;q=0"])
+async def test_a_caller_who_takes_no_gzip_gets_none(accept: str | None):
+    """A cache is told that others may."""
+    body, headers = await content(100, 100, accept)
+    assert body == b"a" * 100
+    assert b"content-encoding" not in headers
+    assert headers[b"vary"] == b"accept-encoding"
+
+
+@pytest.mark.parametrize(("size", "minimum"), [(99, 100), (1000, 0)])
+async def test_a_small_answer_is_sent_as_it_is(size: int, minimum: int):
+    """As is every one where the setting is 0."""
+    body, headers = await content(size, minimum)
+    assert body == b"a" * size
+    assert headers == {b"content-type": b"application/json", b"content-length": b"%d" % size}
+
+
+@pytest.mark.parametrize(
+    ("header", "taken"),
+    [
+        (None, False),
+        (b"", False),
+        (b"gzip", True),
+        (b"deflate, GZIP;q=0.5, br", True),
+        (b"x-gzip", True),
+        (b"*", True),
+        (b"gzip; q=0", False),
+        (b"gzip;q=0.000, *", False),
+        (b"*;q=0", False),
+        (b"gzip;q=0.001", True),
+        (b"br", False),
+    ],
+)
+def test_accept_encoding(header: bytes | None, taken: bool):
+    """Names with weights; 0 means no, and a star any other."""
+    assert takes_gzip(header) is taken

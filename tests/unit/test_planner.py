@@ -15,6 +15,7 @@ from service.runtime import planner
 from service.runtime.base import PlanUnavailable
 from service.runtime.planner import Candidate, Choice, Cost, choose
 from service.tensors import Array, DataType, Signature, Tensors, TensorSpec
+from tests.signatures import one
 
 X, Y = TensorSpec("x", DataType.FP32, (None, 3)), TensorSpec("y", DataType.FP32, (None, 3))
 BATCHED = Signature("serving_default", (X,), (Y,))
@@ -311,6 +312,20 @@ def test_open_sizes_that_none_fits_are_served_unmeasured(
     assert choice.costs == dict.fromkeys(BUCKETS, Cost(float("inf"), float("inf")))
     assert re.fullmatch(r"not warmed up: .* \(a multiple of 7, please\)", log.messages[0])
     assert len(baseline.batches) == 2 * 3
+
+
+def test_strings_that_no_one_can_draw_are_served_unmeasured(
+    machine: Machine, baseline: FakePlan, log: pytest.LogCaptureFixture
+) -> None:
+    """A model that takes JPEGs or ``tf.Example`` messages refuses any text, and is served all the same."""
+
+    def answer(x: Array) -> Array:
+        raise InvalidArgument("no JPEG")
+
+    baseline.answer = answer
+    choice = choose(one(DataType.BYTES, (None,)), baseline, [], BUCKETS, 1.0)
+    assert choice.costs == dict.fromkeys(BUCKETS, Cost(float("inf"), float("inf")))
+    assert re.fullmatch(r"not warmed up: .* strings .* \(no JPEG\)", log.messages[0])
 
 
 def test_the_real_clock_measures() -> None:

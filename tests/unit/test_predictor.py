@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -273,3 +274,59 @@ def test_a_signature_that_is_not_there_is_a_failed_precondition(names: list[str]
         choose_signature({name: Signature(name, (), ()) for name in names}, asked)
     assert str(refused.value) == f"Serving signature name: {text}"
     assert refused.value.code is Code.FAILED_PRECONDITION
+
+
+# Several signatures of one version
+
+
+def decoded_as(value: float, signatures: Mapping[str, Signature]) -> Decoded:
+    return Decoded(signatures["serving_default"], rows(value))
+
+
+async def ask_all(setup: Setup, *values: float, deadline: float | None = None) -> list[Any]:
+    with setup.predictor.request(REF, "rest-v2") as request:
+        return await request.predict_all(
+            deadline,
+            [partial(decoded_as, value) for value in values],
+        )
+
+
+async def test_several_are_one_request_on_one_version(setup: Setup):
+    """Held once, counted once, answered in order."""
+    answers = await ask_all(setup, 1, 2)
+    assert [answer.outputs["y"][0, 0] for answer in answers] == [2, 4]
+    assert {(answer.model, answer.version) for answer in answers} == {("double", 7)}
+    assert setup.engine.held == 0
+    setup.check_counted("ok")
+
+
+@pytest.mark.parametrize("step", ["submit", "answer"])
+async def test_one_that_fails_fails_them_all(setup: Setup, step: str):
+    """Once all have ended; the version is given back."""
+    setup.engine.failures[step] = Overloaded("full")
+    with pytest.raises(Overloaded):
+        await ask_all(setup, 1, 2)
+    assert setup.engine.held == 0
+    setup.check_counted("overloaded")
+
+
+async def test_all_are_checked_before_any_is_queued(setup: Setup):
+    """The second is wrong, so the first is not run either."""
+    with setup.predictor.request(REF, "rest-v2") as request, pytest.raises(InvalidArgument):
+        await request.predict_all(
+            None,
+            [
+                partial(decoded_as, 1),
+                lambda signatures: Decoded(signatures["serving_default"], {}),
+            ],
+        )
+    assert setup.engine.submitted == []
+    assert setup.engine.held == 0
+
+
+async def test_several_past_their_deadline_are_not_queued(setup: Setup):
+    """As one alone."""
+    with pytest.raises(DeadlineExceeded):
+        await ask_all(setup, 1, 2, deadline=time.monotonic() - 1)
+    assert setup.engine.submitted == []
+    setup.check_counted("deadline_exceeded")

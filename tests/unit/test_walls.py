@@ -18,10 +18,12 @@ ORDER = (
     ("service.cli", "service.embedded"),
     ("service.server",),
     ("service.rest", "service.rpc"),
+    ("service.examples", "service.extensions"),
     ("service.predictor",),
     ("service.registry",),
     ("service.batching",),
     ("service.runtime",),
+    ("service.bounds",),
     ("service.tensors",),
     ("service.errors",),
 )
@@ -41,8 +43,9 @@ INVERSIONS = {
 ASIDE = {
     "service.metrics": {"service.server", "service.rest", "service.predictor", "service.registry"},
     "service.settings": {"service.cli", "service.embedded", "service.server"},
-    "service.logs": {"service.cli", "service.embedded"},
+    "service.logs": {"service.cli", "service.embedded", "service.extensions"},
     "service.health": {"service.server"},
+    "service.shared_memory": {"service.server", "service.rest", "service.rpc"},
 }
 """What stands beside the rooms, and which of them are handed it."""
 
@@ -72,6 +75,7 @@ PURE = (
     "service/batching/queue.py",
     "service/registry/policy.py",
     "service/registry/memory.py",
+    "service/examples.py",
     "service/tensors.py",
     "service/errors.py",
 )
@@ -174,7 +178,7 @@ def test_what_models_need_is_imported_in_functions(package: str):
 def test_pure_modules_know_neither_clock_nor_loop_nor_thread():
     """The queue, the policy, the tensors, the errors and all codecs can be tested without waiting."""
     codecs = {each.path for each in imports() if each.path.endswith("_codec.py")}
-    assert len(codecs) == 6
+    assert len(codecs) == 9
     offences = [
         str(each)
         for each in imports()
@@ -244,16 +248,20 @@ def test_every_exception_is_needed():
 
 
 def test_the_predictor_sees_models_only_through_its_protocol():
-    """The use case knows a version's states and a model's config, and neither registry, batcher nor runtime."""
+    """The use case knows a version's states and statistics and a model's config, and nothing else from below."""
     mine = {each.imported for each in imports() if each.importer == "service.predictor"}
     engine = {name for name in mine if room_of(name) in ("service.registry", "service.batching", "service.runtime")}
-    assert engine == {"service.registry.lifecycle.VersionStatus", "service.registry.config.ModelConfig"}
+    assert engine == {
+        "service.batching.statistics.VersionStatistics",
+        "service.registry.lifecycle.VersionStatus",
+        "service.registry.config.ModelConfig",
+    }
 
 
 def test_the_order_is_that_of_contributing():
     """CONTRIBUTING.md draws the rooms in the order that is checked here."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("cli → "))
+    line = next(line for line in text.splitlines() if line.startswith("cli, embedded → "))
     drawn = [room.strip() for part in line.split("→") for room in part.split(",")]
     checked = [room.removeprefix("service.") for rooms in ORDER for room in rooms if room != "service.__main__"]
     assert drawn == checked

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from service.errors import FailedPrecondition, Internal, InvalidArgument, ModelLoadError, Unimplemented
+from service.rpc._generated.kiln.tensorflow.example_pb2 import Example
 from service.rpc._generated.kiln.tensorflow.serving.prediction_log_pb2 import PredictionLog
 from service.rpc.warmup_codec import decode_warm_up
 from service.runtime import warmup
 from service.runtime.warmup import replay
-from service.tensors import DataType, Signature, Tensors
+from service.tensors import DataType, Signature, Tensors, TensorSpec
 from tests.fakes import DOUBLE, rows
 from tests.signatures import one
 
@@ -35,12 +36,12 @@ class Warmed:
     def replay(self, *given: tuple[Signature, Tensors] | Exception, keep_rows: int = 4) -> dict[str, Tensors]:
         self._monkeypatch.setattr(warmup, "records", lambda path: (str(n).encode() for n in range(len(given))))
 
-        def decode(record: bytes, signatures: Mapping[str, Signature]) -> tuple[Signature, Tensors]:
+        def decode(record: bytes, signatures: Mapping[str, Signature]) -> list[tuple[Signature, Tensors]]:
             assert signatures is SIGNATURES
             item = given[int(record)]
             if isinstance(item, Exception):
                 raise item
-            return item
+            return [item]
 
         return replay(Path("file"), SIGNATURES, decode=decode, run=self.run, keep_rows=keep_rows)
 
@@ -157,7 +158,7 @@ def logged(signature_name: str = "", *, dtype: int = 1, shape: tuple[int, ...] =
 @pytest.mark.parametrize(("name", "signature"), [("", DOUBLE), ("serving_default", DOUBLE), ("open", OPEN)])
 def test_a_predict_log_is_decoded_as_a_request_is(name: str, signature: Signature) -> None:
     """The signature is the one named, else the default; the model's name does not matter."""
-    found, inputs = decode_warm_up(logged(name).SerializeToString(), SIGNATURES)
+    ((found, inputs),) = decode_warm_up(logged(name).SerializeToString(), SIGNATURES)
     assert found is signature
     assert inputs["x"].tolist() == [[1, 1, 1]]
 
@@ -170,7 +171,7 @@ def test_a_predict_log_is_decoded_as_a_request_is(name: str, signature: Signatur
         (logged(shape=(1, 4)).SerializeToString(), InvalidArgument, "input 'x': [3] expected, got [4]"),
         (logged(shape=(0, 3)).SerializeToString(), InvalidArgument, "float_val with up to 0 values expected"),
         (b"\xff", InvalidArgument, "the request cannot be parsed as tensorflow.serving.PredictionLog"),
-        (b"", Unimplemented, "an empty record is not replayed: only predict_log is"),
+        (b"", Unimplemented, "an empty record is not replayed"),
     ],
 )
 def test_a_record_that_does_not_fit_is_told(record: bytes, error: type[Exception], text: str) -> None:
@@ -180,13 +181,46 @@ def test_a_record_that_does_not_fit_is_told(record: bytes, error: type[Exception
     assert text in str(caught.value)
 
 
-KINDS = ("classify_log", "regress_log", "multi_inference_log", "session_run_log", "predict_streamed_log")
+KINDS = ("session_run_log", "predict_streamed_log")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_predict_logs_are_decoded(kind: str) -> None:
+def test_other_kinds_are_not_decoded(kind: str) -> None:
     """Any other kind is named, not mistaken for a broken record."""
     log: Any = PredictionLog(**{kind: b"\x0a\x00"})  # type: ignore[arg-type]
     with pytest.raises(Unimplemented) as caught:
         decode_warm_up(log.SerializeToString(), SIGNATURES)
-    assert str(caught.value) == f"{kind} is not replayed: only predict_log is"
+    assert str(caught.value) == f"{kind} is not replayed"
+
+
+def example(**features: float) -> Any:
+    message = Example()
+    for name, value in features.items():
+        message.features.feature[name].float_list.value.extend([value] * 3)
+    return message
+
+
+@pytest.mark.parametrize("kind", ["classify_log", "regress_log"])
+def test_classify_and_regress_logs_are_decoded(kind: str) -> None:
+    """Their examples as inputs."""
+    log: Any = PredictionLog()
+    outputs = (TensorSpec("y", DataType.FP32, (None, None)),)
+    taking = Signature("s", DOUBLE.inputs, outputs)
+    request = getattr(log, kind).request
+    request.model_spec.signature_name = "s"
+    request.input.example_list.examples.append(example(x=1))
+    ((found, inputs),) = decode_warm_up(log.SerializeToString(), {"s": taking})
+    assert found is taking
+    assert inputs["x"].tolist() == [[1, 1, 1]]
+
+
+def test_a_multi_inference_log_is_decoded() -> None:
+    """One entry for each task."""
+    log: Any = PredictionLog()
+    request = log.multi_inference_log.request
+    for name in ("serving_default", "open"):
+        request.tasks.add(model_spec={"name": "m", "signature_name": name}, method_name="tensorflow/serving/classify")
+    request.input.example_list.examples.append(example(x=1))
+    asked = decode_warm_up(log.SerializeToString(), SIGNATURES)
+    assert [signature.name for signature, _ in asked] == ["serving_default", "open"]
+    assert [inputs["x"].tolist() for _, inputs in asked] == [[[1, 1, 1]]] * 2

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as kiln_dot_tensorflow_dot_serving_dot_serving__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,kiln/tensorflow/serving/prediction_log.proto\x12\x17kiln.tensorflow.serving\x1a%kiln/tensorflow/serving/serving.proto\"E\n\x0bLogMetadata\x12\x36\n\nmodel_spec\x18\x01 \x01(\x0b\x32\".kiln.tensorflow.serving.ModelSpec\"\x82\x01\n\nPredictLog\x12\x38\n\x07request\x18\x01 \x01(\x0b\x32\'.kiln.tensorflow.serving.PredictRequest\x12:\n\x08response\x18\x02 \x01(\x0b\x32(.kiln.tensorflow.serving.PredictResponse\"\x9c\x02\n\rPredictionLog\x12:\n\x0clog_metadata\x18\x01 \x01(\x0b\x32$.kiln.tensorflow.serving.LogMetadata\x12\x16\n\x0c\x63lassify_log\x18\x02 \x01(\x0cH\x00\x12\x15\n\x0bregress_log\x18\x03 \x01(\x0cH\x00\x12\x1d\n\x13multi_inference_log\x18\x04 \x01(\x0cH\x00\x12\x19\n\x0fsession_run_log\x18\x05 \x01(\x0cH\x00\x12:\n\x0bpredict_log\x18\x06 \x01(\x0b\x32#.kiln.tensorflow.serving.PredictLogH\x00\x12\x1e\n\x14predict_streamed_log\x18\x07 \x01(\x0cH\x00\x42\n\n\x08log_typeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,kiln/tensorflow/serving/prediction_log.proto\x12\x17kiln.tensorflow.serving\x1a%kiln/tensorflow/serving/serving.proto\"E\n\x0bLogMetadata\x12\x36\n\nmodel_spec\x18\x01 \x01(\x0b\x32\".kiln.tensorflow.serving.ModelSpec\"\x82\x01\n\nPredictLog\x12\x38\n\x07request\x18\x01 \x01(\x0b\x32\'.kiln.tensorflow.serving.PredictRequest\x12:\n\x08response\x18\x02 \x01(\x0b\x32(.kiln.tensorflow.serving.PredictResponse\"\x91\x01\n\x0b\x43lassifyLog\x12?\n\x07request\x18\x01 \x01(\x0b\x32..kiln.tensorflow.serving.ClassificationRequest\x12\x41\n\x08response\x18\x02 \x01(\x0b\x32/.kiln.tensorflow.serving.ClassificationResponse\"\x88\x01\n\nRegressLog\x12;\n\x07request\x18\x01 \x01(\x0b\x32*.kiln.tensorflow.serving.RegressionRequest\x12=\n\x08response\x18\x02 \x01(\x0b\x32+.kiln.tensorflow.serving.RegressionResponse\"\x97\x01\n\x11MultiInferenceLog\x12?\n\x07request\x18\x01 \x01(\x0b\x32..kiln.tensorflow.serving.MultiInferenceRequest\x12\x41\n\x08response\x18\x02 \x01(\x0b\x32/.kiln.tensorflow.serving.MultiInferenceResponse\"\x93\x03\n\rPredictionLog\x12:\n\x0clog_metadata\x18\x01 \x01(\x0b\x32$.kiln.tensorflow.serving.LogMetadata\x12<\n\x0c\x63lassify_log\x18\x02 \x01(\x0b\x32$.kiln.tensorflow.serving.ClassifyLogH\x00\x12:\n\x0bregress_log\x18\x03 \x01(\x0b\x32#.kiln.tensorflow.serving.RegressLogH\x00\x12I\n\x13multi_inference_log\x18\x04 \x01(\x0b\x32*.kiln.tensorflow.serving.MultiInferenceLogH\x00\x12\x19\n\x0fsession_run_log\x18\x05 \x01(\x0cH\x00\x12:\n\x0bpredict_log\x18\x06 \x01(\x0b\x32#.kiln.tensorflow.serving.PredictLogH\x00\x12\x1e\n\x14predict_streamed_log\x18\x07 \x01(\x0cH\x00\x42\n\n\x08log_typeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGMETADATA']._serialized_end=181
   _globals['_PREDICTLOG']._serialized_start=184
   _globals['_PREDICTLOG']._serialized_end=314
-  _globals['_PREDICTIONLOG']._serialized_start=317
-  _globals['_PREDICTIONLOG']._serialized_end=601
+  _globals['_CLASSIFYLOG']._serialized_start=317
+  _globals['_CLASSIFYLOG']._serialized_end=462
+  _globals['_REGRESSLOG']._serialized_start=465
+  _globals['_REGRESSLOG']._serialized_end=601
+  _globals['_MULTIINFERENCELOG']._serialized_start=604
+  _globals['_MULTIINFERENCELOG']._serialized_end=755
+  _globals['_PREDICTIONLOG']._serialized_start=758
+  _globals['_PREDICTIONLOG']._serialized_end=1161
 # @@protoc_insertion_point(module_scope)

@@ -20,6 +20,30 @@ class PredictLog(_message.Message):
     response: _serving_pb2.PredictResponse
     def __init__(self, request: _Optional[_Union[_serving_pb2.PredictRequest, _Mapping]] = ..., response: _Optional[_Union[_serving_pb2.PredictResponse, _Mapping]] = ...) -> None: ...
 
+class ClassifyLog(_message.Message):
+    __slots__ = ("request", "response")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    request: _serving_pb2.ClassificationRequest
+    response: _serving_pb2.ClassificationResponse
+    def __init__(self, request: _Optional[_Union[_serving_pb2.ClassificationRequest, _Mapping]] = ..., response: _Optional[_Union[_serving_pb2.ClassificationResponse, _Mapping]] = ...) -> None: ...
+
+class RegressLog(_message.Message):
+    __slots__ = ("request", "response")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    request: _serving_pb2.RegressionRequest
+    response: _serving_pb2.RegressionResponse
+    def __init__(self, request: _Optional[_Union[_serving_pb2.RegressionRequest, _Mapping]] = ..., response: _Optional[_Union[_serving_pb2.RegressionResponse, _Mapping]] = ...) -> None: ...
+
+class MultiInferenceLog(_message.Message):
+    __slots__ = ("request", "response")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    request: _serving_pb2.MultiInferenceRequest
+    response: _serving_pb2.MultiInferenceResponse
+    def __init__(self, request: _Optional[_Union[_serving_pb2.MultiInferenceRequest, _Mapping]] = ..., response: _Optional[_Union[_serving_pb2.MultiInferenceResponse, _Mapping]] = ...) -> None: ...
+
 class PredictionLog(_message.Message):
     __slots__ = ("log_metadata", "classify_log", "regress_log", "multi_inference_log", "session_run_log", "predict_log", "predict_streamed_log")
     LOG_METADATA_FIELD_NUMBER: _ClassVar[int]
@@ -30,10 +54,10 @@ class PredictionLog(_message.Message):
     PREDICT_LOG_FIELD_NUMBER: _ClassVar[int]
     PREDICT_STREAMED_LOG_FIELD_NUMBER: _ClassVar[int]
     log_metadata: LogMetadata
-    classify_log: bytes
-    regress_log: bytes
-    multi_inference_log: bytes
+    classify_log: ClassifyLog
+    regress_log: RegressLog
+    multi_inference_log: MultiInferenceLog
     session_run_log: bytes
     predict_log: PredictLog
     predict_streamed_log: bytes
-    def __init__(self, log_metadata: _Optional[_Union[LogMetadata, _Mapping]] = ..., classify_log: _Optional[bytes] = ..., regress_log: _Optional[bytes] = ..., multi_inference_log: _Optional[bytes] = ..., session_run_log: _Optional[bytes] = ..., predict_log: _Optional[_Union[PredictLog, _Mapping]] = ..., predict_streamed_log: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, log_metadata: _Optional[_Union[LogMetadata, _Mapping]] = ..., classify_log: _Optional[_Union[ClassifyLog, _Mapping]] = ..., regress_log: _Optional[_Union[RegressLog, _Mapping]] = ..., multi_inference_log: _Optional[_Union[MultiInferenceLog, _Mapping]] = ..., session_run_log: _Optional[bytes] = ..., predict_log: _Optional[_Union[PredictLog, _Mapping]] = ..., predict_streamed_log: _Optional[bytes] = ...) -> None: ...

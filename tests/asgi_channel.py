@@ -100,7 +100,7 @@ class AsgiCall:
                 await asyncio.shield(self.task)
         except TimeoutError:
             self.cancel()
-            raise AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, Metadata(), Metadata(), "") from None
+            raise AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, Metadata(), Metadata(), "Deadline Exceeded") from None
         if self.trailers()["grpc-status"] != "0":
             raise self.error()
         assert [event["type"] for event in self.sent] == [

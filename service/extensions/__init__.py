@@ -1,0 +1,1 @@
+"""What both front ends answer of the Open Inference Protocol's extensions: pure, and free of any wire."""

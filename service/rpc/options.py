@@ -1,0 +1,19 @@
+"""What the gRPC front end is told by its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.bounds import DEFAULT_BOUNDS, Bounds
+from service.shared_memory import OFF, SharedMemory
+
+
+@dataclass(frozen=True)
+class RpcOptions:
+    """Where it listens, and its limits: see the settings of the same names; and the shared memory it may use."""
+
+    address: str
+    max_message_bytes: int
+    request_timeout_s: float
+    memory: SharedMemory = OFF
+    bounds: Bounds = DEFAULT_BOUNDS

@@ -1,0 +1,48 @@
+"""The bounds that a server is started with hold in each dialect, in its own form of refusal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest_asyncio
+from grpc import StatusCode
+
+from service.bounds import Bounds
+from tests.fakes import FakeModel
+from tests.integration.asgi import Client
+from tests.integration.conftest import Kiln, start_kiln
+from tests.integration.rpc import INFER, PREDICT, Caller, infer_request, predict_request
+
+
+@pytest_asyncio.fixture
+async def kiln() -> AsyncIterator[Kiln]:
+    """A server whose requests have up to two elements a tensor."""
+    kiln = await start_kiln({"double": FakeModel()}, bounds=Bounds(max_tensor_elements=2))
+    yield kiln
+    await kiln.registry.stop(5.0)
+    await kiln.rpc.stop(0.0)
+
+
+async def test_rest_refuses_with_400(kiln: Kiln):
+    """The text has the input, the limit and what came; nothing reaches the model."""
+    tensor = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+    for path, body in (
+        ("/v1/models/double:predict", {"instances": [[1, 2, 3]]}),
+        ("/v1/models/double:predict", {"inputs": {"x": [[1, 2, 3]]}}),
+        ("/v2/models/double/infer", {"inputs": [tensor]}),
+    ):
+        answer = await Client(kiln.app).post(path, body)
+        assert answer.status == 400
+        assert answer.error.startswith("input 'x': at most 2 elements expected (max_tensor_elements), got ")
+    assert kiln.model.batches == []
+
+
+async def test_grpc_refuses_with_invalid_argument(kiln: Kiln):
+    """The same text."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{kiln.grpc_port}") as channel:
+        for method, request in ((INFER, infer_request()), (PREDICT, predict_request())):
+            code, text = await Caller(channel).refusal(method, request)
+            assert code is StatusCode.INVALID_ARGUMENT
+            assert text == "input 'x': at most 2 elements expected (max_tensor_elements), got shape [1, 3]"
+    assert kiln.model.batches == []
