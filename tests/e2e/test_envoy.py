@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2
 
@@ -29,7 +30,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 def envoy(server: Server, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One over Envoy, ready; SIGTERM ends it with exit code 0."""
     log = tmp_path_factory.mktemp("envoy") / "log"
-    running = Server(MODELS, "--cache-dir", cache, "--grpc-transport", "envoy", log=log)
+    running = Server(MODELS, "--cache-dir", cache, "--grpc-transport", "envoy", "--max-queue-rows", "50000", log=log)
     try:
         running.wait_ready()
         yield running
@@ -70,10 +71,8 @@ def test_many_callers_at_once_each_get_their_own_answer(envoy: Server, digits: D
         caller = OpenInferenceGrpc(envoy.grpc_port)
         try:
             rows = [row for row in range(32) if row % 8 == worker] * 10
-            return all(
-                np.allclose(caller.ask(chosen.images[row]), chosen.probabilities[row], rtol=0, atol=1e-4)
-                for row in rows
-            )
+            answers = [caller.ask(chosen.images[row]) for row in rows]
+            return np.allclose(answers, chosen.probabilities[rows], rtol=0, atol=1e-4)
         finally:
             caller.close()
 
@@ -81,14 +80,12 @@ def test_many_callers_at_once_each_get_their_own_answer(envoy: Server, digits: D
         assert list(pool.map(ask, range(8))) == [True] * 8
 
 
-@pytest.mark.parametrize(
-    "compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip, grpc.Compression.Deflate]
-)
+@pytest.mark.parametrize("compression", list(grpc.Compression))
 def test_messages_of_many_megabytes(channel: grpc.Channel, digits: Digits, compression: grpc.Compression):
     """In pieces, compressed or not; and over the limit, where the answer comes before the message is read."""
     rows = np.repeat(digits.images[:1], 40_000, axis=0)
     request = pb.ModelInferRequest(model_name="digits", raw_input_contents=[rows.tobytes()])
-    request.inputs.add(name="image", datatype="FP32", shape=[*rows.shape, 1])
+    request.inputs.add(name="image", datatype="FP32", shape=rows.shape)
     infer = channel.unary_unary(INFER)
     answer = pb.ModelInferResponse.FromString(infer(request.SerializeToString(), timeout=60, compression=compression))
     got = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(-1, 10)
@@ -111,7 +108,7 @@ def test_texts_with_any_letters(channel: grpc.Channel):
     with pytest.raises(grpc.RpcError) as refused:
         channel.unary_unary(INFER)(request.SerializeToString(), timeout=30)
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
-    assert refused.value.details() == "Servable not found for request: Latest(größe 100 %\n)"
+    assert refused.value.details().startswith("Servable not found for request: Latest(größe 100 %\n)")
 
 
 def test_a_stream_of_requests(channel: grpc.Channel, digits: Digits):
@@ -160,8 +157,11 @@ def test_stopped_while_models_load(start: Start, tmp_path: Path):
     cache.mkdir()
     server = start(MODELS, "--grpc-transport", "envoy", wait=False, cache=cache)
     server.wait(lambda: "importing digits" in server.log and bool(server.children()), "importing")
+    children = server.children()
     server.signal()
     assert server.exit_code(5.0) == 0, server.log
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
     assert list(cache.iterdir()) == []
 
 

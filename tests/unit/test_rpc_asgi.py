@@ -326,6 +326,27 @@ async def test_a_caller_who_leaves_before_the_answer(handlers: Handlers, path: s
     await handlers.app(scope(path), receive, send)
 
 
+async def test_a_caller_who_leaves_while_an_answer_is_sent(handlers: Handlers):
+    """The stream ends though sending did not fail: it would wait for messages for ever."""
+    leaving, left = asyncio.Event(), asyncio.Event()
+    events = iter([{"type": "http.request", "body": frame(b"abc"), "more_body": True}])
+
+    async def receive() -> Any:
+        if (event := next(events, None)) is not None:
+            return event
+        await leaving.wait()
+        left.set()
+        return {"type": "http.disconnect"}
+
+    async def send(event: Any) -> None:
+        leaving.set()
+        await left.wait()
+        await asyncio.sleep(0)
+
+    async with asyncio.timeout(10.0):
+        await handlers.app(scope("/a/Stream"), receive, send)
+
+
 @pytest.mark.parametrize("path", ["/a/Echo", "/a/Stream"])
 async def test_stopping(handlers: Handlers, path: str):
     """Calls that are not done within the grace are told so, and new ones too."""
