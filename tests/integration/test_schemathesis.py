@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
@@ -24,12 +25,15 @@ from tests.integration.conftest import start_kiln
 from tests.integration.test_openapi import PATHS
 
 T = TypeVar("T")
-POSTS = {path for path in PATHS if path.endswith((":predict", "/infer", "/load", "/unload", "/index"))}
+VERBS = (":predict", ":classify", ":regress")
+POSTED = (*VERBS, "/infer", "/load", "/unload", "/index", "/register", "/unregister")
+METHODS = [(path, "post" if path.endswith(POSTED) else "get") for path in sorted(PATHS)]
+METHODS += [(path, "post") for path in sorted(PATHS) if path.endswith(("/logging", "/trace/setting"))]
 OPERATIONS = [
-    (path, "post" if path in POSTS else "get", mode)
-    for path in sorted(PATHS)
+    (path, method, mode)
+    for path, method in METHODS
     for mode in schemathesis.GenerationMode
-    if mode is schemathesis.GenerationMode.POSITIVE or path in POSTS  # any text is right in a path
+    if mode is schemathesis.GenerationMode.POSITIVE or method == "post"  # any text is right in a path
 ]
 EXAMPLES = 25
 _MODEL = "double"
@@ -80,9 +84,11 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """One for all operations."""
+    """One for all operations; they may change the log's level."""
+    level = logging.getLogger("kiln").level
     server = Server()
     with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.callback(logging.getLogger("kiln").setLevel, level)
         stack.callback(server.stop)
         yield server
 

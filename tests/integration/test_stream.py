@@ -13,7 +13,7 @@ import pytest_asyncio
 from grpc import StatusCode
 
 from service.errors import Overloaded
-from service.rpc import open_inference_stream
+from service.rpc import open_inference, open_inference_stream
 from service.rpc._generated.inference import open_inference_pb2 as oip
 from service.rpc.handlers import CallLimits, GenericHandlers
 from tests.integration.conftest import MAX_MESSAGE_BYTES, Kiln
@@ -143,7 +143,7 @@ async def test_an_error_that_nobody_foresaw_is_one_messages(
 
     call = start(channel)
     with monkeypatch.context() as patch:
-        patch.setattr(open_inference_stream, "encode_infer", broken)
+        patch.setattr(open_inference, "encode_infer", broken)
         await send(call, message(1, "7"))
         response = await receive(call)
     assert response.error_message == "an internal error occurred; the server's log has it"
