@@ -1,7 +1,7 @@
 """The bench: starts the server, drives each protocol from another process, and writes a table.
 
-``python -m load_tests.bench [--seconds 5] [--repeat 1] [--out FILE.json]``; see README.md here for
-what the columns mean.
+``python -m load_tests.bench [--seconds 5] [--repeat 1] [--grpc-transport envoy] [--out FILE.json]``; see
+README.md here for what the columns mean.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds per cell")
     parser.add_argument("--repeat", type=int, default=1, help="rounds; the table has the medians")
     parser.add_argument("--models", default="digits,dense,five_ms", help="which of the bench's models")
+    parser.add_argument("--grpc-transport", choices=("grpcio", "envoy"), default="grpcio", help="that of the server")
     parser.add_argument("--out", type=Path, help="write all figures there as JSON")
     options = parser.parse_args()
     chosen = [case for case in _CASES if case[0] in options.models.split(",")]
@@ -68,14 +69,19 @@ def main() -> int:
         work = Path(folder)
         _python("-m", "load_tests.bench_models", str(work / "models"))
         plans = {model: _BarePlan(work, model) for model in dict.fromkeys(model for model, _ in chosen)}
-        rounds = [_round(work, chosen, plans, options.seconds) for _ in range(options.repeat)]
+        rounds = [_round(work, chosen, plans, options) for _ in range(options.repeat)]
         bare = {model: plan.found for model, plan in plans.items()}
         for plan in plans.values():
             plan.close()
     rows = [_median(cells) for cells in zip(*rounds, strict=True)]
     print(_table(rows, bare))
     if options.out:
-        report = {"machine": machine(), "bare": bare, "rounds": [[asdict(r) for r in cells] for cells in rounds]}
+        report = {
+            "machine": machine(),
+            "grpc_transport": options.grpc_transport,
+            "bare": bare,
+            "rounds": [[asdict(r) for r in cells] for cells in rounds],
+        }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
     return int(any(row.errors for row in rows))
@@ -144,8 +150,11 @@ class _Target:
         return driver
 
 
-def _round(work: Path, cases: list[tuple[str, int]], plans: dict[str, _BarePlan], seconds: float) -> list[Row]:
+def _round(
+    work: Path, cases: list[tuple[str, int]], plans: dict[str, _BarePlan], options: argparse.Namespace
+) -> list[Row]:
     rows = []
+    seconds: float = options.seconds
     ports = free_port(), free_port()
     with server_process("-m", "load_tests.echo", *map(str, ports)) as process:
         wait_for(f"http://127.0.0.1:{ports[0]}/")
@@ -155,6 +164,7 @@ def _round(work: Path, cases: list[tuple[str, int]], plans: dict[str, _BarePlan]
     ports = free_port(), free_port()
     command = ["-m", "service", "serve", str(work / "models"), "--rest-port", str(ports[0])]
     command += ["--grpc-port", str(ports[1]), "--cache-dir", str(work / "cache"), "--host", "127.0.0.1"]
+    command += ["--grpc-transport", options.grpc_transport]
     with server_process(*command) as process:
         wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready")
         server = _Target(process, ports)

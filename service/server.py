@@ -9,9 +9,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import uvicorn
 
@@ -33,6 +34,7 @@ from service.registry.version import Memory, RegistryOptions
 from service.registry.watch import Watcher, look
 from service.rest.app import KilnApp, rest_app
 from service.rest.options import RestOptions
+from service.rpc.envoy import become_envoy
 from service.rpc.options import RpcOptions
 from service.rpc.server import RpcServer
 from service.rpc.warmup_codec import decode_warm_up
@@ -54,11 +56,13 @@ def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; a second one leaves at once.
 
     Raises:
-        KilnError: the models' path does not exist.
+        KilnError: the models' path does not exist, or what the transport needs is not installed.
         OSError: a port cannot be bound.
     """
+    if settings.grpc_transport == "envoy":
+        become_envoy(settings.model_dump_json(), settings.host, settings.grpc_port)  # and go on in service.embedded
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        is_idle = runner.run(_serve(settings))
+        is_idle = runner.run(_serve_with_grpcio(settings))
     if not is_idle:  # a thread is still in TensorFlow, which does not bear being torn down meanwhile
         logging.shutdown()
         os._exit(0)
@@ -72,16 +76,43 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     return uvloop.Loop
 
 
-async def _serve(settings: Settings) -> bool:
-    """Whether all threads came to rest."""
+class Rpc(Protocol):
+    """The gRPC side, over whatever transport."""
+
+    async def start(self) -> int:
+        """Accept; returns the port. `OSError` if the address cannot be bound."""
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """What grpc.health.v1 answers."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, and cancel those that are not done within `grace_s`."""
+
+
+BuildRpc = Callable[[Predictor, Callable[[], bool], RpcOptions], Rpc]
+
+
+async def _serve_with_grpcio(settings: Settings) -> bool:
+    return await serve(settings, RpcServer, asyncio.get_running_loop().add_signal_handler)
+
+
+async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[..., object]) -> bool:
+    """Serve until a signal comes through `on_signal`, which is as `loop.add_signal_handler`.
+
+    Returns whether all threads came to rest.
+
+    Raises:
+        KilnError: the models' path does not exist.
+        OSError: a port cannot be bound.
+    """
     stopping = asyncio.Event()
-    _listen_to_signals(stopping)
+    _listen_to_signals(stopping, on_signal)
     metrics = Metrics()
     watcher = _watcher(settings)
     watcher.read_config_file()
     found = await watcher.found(watcher.configs)
     registry = Registry(found, _registry_options(settings), metrics, configs=watcher.configs, watcher=watcher)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.poke)
+    on_signal(signal.SIGHUP, watcher.poke)
     health = Health(registry.can_serve)
     predictor = Predictor(registry, metrics)
     memory = SharedMemory(enabled=settings.shared_memory, max_tensor_bytes=settings.max_message_bytes)
@@ -93,7 +124,7 @@ async def _serve(settings: Settings) -> bool:
         memory,
         Bounds(settings.max_tensor_elements, settings.max_string_bytes),
     )
-    rpc = RpcServer(
+    rpc = build_rpc(
         predictor,
         health.is_ready,
         RpcOptions(
@@ -139,9 +170,7 @@ def _spare_garbage_collector() -> None:
     gc.set_threshold(_GC_THRESHOLD, 20, 20)
 
 
-async def _stop(
-    drain_s: float, health: Health, registry: Registry, rpc: RpcServer, rest: _Rest, metrics: Metrics
-) -> bool:
+async def _stop(drain_s: float, health: Health, registry: Registry, rpc: Rpc, rest: _Rest, metrics: Metrics) -> bool:
     """Readiness off, refuse new, finish what was accepted, then close the doors.
 
     Returns whether all of it was finished.
@@ -278,7 +307,7 @@ def _watcher(settings: Settings) -> Watcher:
     )
 
 
-async def _announce(health: Health, registry: Registry, rpc: RpcServer, metrics: Metrics) -> None:
+async def _announce(health: Health, registry: Registry, rpc: Rpc, metrics: Metrics) -> None:
     """Tell of readiness wherever it is asked for, now and whenever it changes."""
     told: bool | None = None
     while True:
@@ -294,13 +323,11 @@ async def _announce(health: Health, registry: Registry, rpc: RpcServer, metrics:
         await asyncio.sleep(_READINESS_S)
 
 
-def _listen_to_signals(stopping: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-
-    def on_signal(number: int) -> None:
+def _listen_to_signals(stopping: asyncio.Event, on_signal: Callable[..., object]) -> None:
+    def stop(number: int) -> None:
         if stopping.is_set():
             os._exit(128 + number)  # asked twice: at once, whatever is still running
         stopping.set()
 
     for number in _SIGNALS:
-        loop.add_signal_handler(number, on_signal, number)
+        on_signal(number, stop, number)

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104
     rest_port: int = Field(8501, ge=0, le=65535, description="HTTP port, 0 for any free one")
     grpc_port: int = Field(8500, ge=0, le=65535, description="gRPC port, 0 for any free one")
+    grpc_transport: Literal["grpcio", "envoy"] = Field(
+        "grpcio", description="what carries gRPC: grpcio, or Envoy around Kiln, which needs kiln[envoy]"
+    )
     max_message_bytes: int = Field(
         64 * 2**20, ge=1024, description="largest HTTP body or gRPC message", json_schema_extra=_unit("bytes")
     )

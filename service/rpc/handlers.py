@@ -72,13 +72,12 @@ def _bind(
         deadline = time.monotonic() + (request_timeout_s if remaining_s is None else remaining_s)
         try:
             if len(data) > max_message_bytes:
-                raise TooLarge(f"the message has {len(data)} bytes, over the limit of {max_message_bytes}")
+                raise too_large(len(data), max_message_bytes)
             return await handler(data, deadline)
         except KilnError as error:
             failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
         except Exception:  # noqa: BLE001 - whatever it is, its caller is told
-            _log.exception("%s failed", path)
-            failure = Internal(INTERNAL_ERROR)
+            failure = unforeseen(path)
         await _abort(context, failure)
         raise AssertionError("abort raises")  # for the type checker
 
@@ -89,9 +88,9 @@ def _bind_stream(
     path: str, handler: StreamHandler, *, request_timeout_s: float, max_message_bytes: int
 ) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
     async def call(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        remaining_s = context.time_remaining()
-        end = math.inf if remaining_s is None else time.monotonic() + remaining_s
-        limits = CallLimits(max_message_bytes, lambda: min(end, time.monotonic() + request_timeout_s))
+        limits = stream_limits(
+            context.time_remaining(), request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes
+        )
         try:
             async with contextlib.aclosing(handler(messages, limits)) as answers:
                 async for answer in answers:
@@ -99,8 +98,7 @@ def _bind_stream(
         except KilnError as error:
             failure = error
         except Exception:  # noqa: BLE001 - whatever it is, its caller is told
-            _log.exception("%s failed", path)
-            failure = Internal(INTERNAL_ERROR)
+            failure = unforeseen(path)
         else:
             return
         await _abort(context, failure)
@@ -110,10 +108,32 @@ def _bind_stream(
 
 async def _abort(context: Any, failure: KilnError) -> None:
     """End a call with an error; raises what grpcio ends it with."""
+    await context.abort(*status_of(failure))
+
+
+def status_of(failure: KilnError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+    """What a caller is sent of `failure`: status, text of bounded length, and trailing metadata."""
     trailers: tuple[tuple[str, str], ...] = ()
     if isinstance(failure, Overloaded):
         trailers = (("retry-after", str(max(1, math.ceil(failure.retry_after_s)))),)
     text = str(failure)
     if len(text) > _LONGEST_TEXT:
         text = text[:_LONGEST_TEXT] + "…"
-    await context.abort(GRPC_STATUS[failure.code], text, trailers)
+    return GRPC_STATUS[failure.code], text, trailers
+
+
+def unforeseen(path: str) -> KilnError:
+    """Log the exception being handled; its caller is told no more than that there was one."""
+    _log.exception("%s failed", path)
+    return Internal(INTERNAL_ERROR)
+
+
+def too_large(size_bytes: int, max_message_bytes: int) -> TooLarge:
+    """The refusal of a message."""
+    return TooLarge(f"the message has {size_bytes} bytes, over the limit of {max_message_bytes}")
+
+
+def stream_limits(remaining_s: float | None, *, request_timeout_s: float, max_message_bytes: int) -> CallLimits:
+    """Of a stream whose caller waits `remaining_s` for its end, or for ever."""
+    end = math.inf if remaining_s is None else time.monotonic() + remaining_s
+    return CallLimits(max_message_bytes, lambda: min(end, time.monotonic() + request_timeout_s))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
 from service.rpc.codes import GRPC_STATUS
 from service.rpc.open_inference_codec import _CONTENTS
 from service.tensors import Array, DataType, Signature, Tensors, data_type_of, pack_strings, unpack_raw
+from tests.asgi_channel import AsgiChannel
 from tests.fakes import FakeModel
 from tests.integration.asgi import Client, Response
 from tests.integration.conftest import Kiln, start_kiln
@@ -64,6 +66,8 @@ class Dialects:
         self.kiln = kiln
         self.rest = Client(kiln.app)
         self.rpc = Caller(channel)
+        self.over_asgi = copy.copy(self)
+        self.over_asgi.rpc = Caller(AsgiChannel(kiln.grpc_app))
 
     def ways(self, question: Question) -> dict[str, Way]:
         """Those that can express `question`, by name: each of the four dialects is among them."""
@@ -74,6 +78,8 @@ class Dialects:
             "grpc-tfs, content": self.grpc_tfs_content,
             "grpc-tfs, lists": self.grpc_tfs_lists,
             "grpc-v2, raw": self.grpc_v2_raw,
+            "grpc-tfs, asgi": self.over_asgi.grpc_tfs_content,
+            "grpc-v2, asgi": self.over_asgi.grpc_v2_raw,
         }
         arrays = question.inputs.values()
         if not any(data_type_of(array) in HALF for array in arrays):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-import pytest_asyncio
 from grpc import StatusCode
 
 from service import __version__
@@ -18,19 +17,12 @@ from service.errors import INTERNAL_ERROR
 from service.predictor import EXTENSIONS
 from service.rpc._generated.inference import open_inference_pb2 as oip
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
+from service.rpc.asgi import GrpcApp
 from service.rpc.options import RpcOptions
 from service.rpc.server import RpcServer
 from tests.integration.conftest import MAX_MESSAGE_BYTES, Kiln
 from tests.integration.load import busy, full, queued
 from tests.integration.rpc import INFER, MODEL, OIP, PREDICT, PREDICTION, Caller, infer_request, predict_request
-
-
-@pytest_asyncio.fixture
-async def caller(kiln: Kiln) -> AsyncIterator[Caller]:
-    """A client of the running server."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{kiln.grpc_port}") as channel:
-        yield Caller(channel)
-
 
 BOTH = pytest.mark.parametrize(
     ("method", "request_"), [(INFER, infer_request()), (PREDICT, predict_request())], ids=["v2", "tfs"]
@@ -235,10 +227,12 @@ async def test_a_deadline_of_the_caller(kiln: Kiln, caller: Caller, method: str,
 
 
 @BOTH
-async def test_a_deadline_of_the_server(kiln: Kiln, method: str, request_: Any):
+async def test_a_deadline_of_the_server(kiln: Kiln, transport: str, method: str, request_: Any):
     """A caller who states none is told when the server's own has passed."""
-    server = RpcServer(kiln.predictor, kiln.health.is_ready, RpcOptions("127.0.0.1:0", MAX_MESSAGE_BYTES, 0.03))
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{await server.start()}") as channel, busy(kiln):
+    options = RpcOptions("127.0.0.1:0", MAX_MESSAGE_BYTES, 0.03)
+    server = RpcServer(kiln.predictor, kiln.health.is_ready, options)
+    hasty = replace(kiln, rpc=server, grpc_app=GrpcApp(server.services, options), grpc_port=await server.start())
+    async with hasty.channel(transport) as channel, busy(kiln):
         code, text = await Caller(channel).refusal(method, request_)
     await server.stop(0.0)
     assert code is StatusCode.DEADLINE_EXCEEDED
