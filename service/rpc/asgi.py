@@ -17,13 +17,17 @@ from service.rpc.framing import ENCODINGS, PREFIX_BYTES, Deframer, escape, frame
 from service.rpc.handlers import (
     Handler,
     StreamHandler,
+    Timed,
+    ids_of,
     status_of,
     stream_limits,
+    timing_trailer,
     too_large,
     unforeseen,
 )
 from service.rpc.options import RpcOptions
 from service.rpc.services import Services
+from service.timing import RETURNED
 
 _MOST_OVER_LIMIT_BYTES = 64 * 2**20
 """A message of a stream this much over the limit is still received: its handler refuses it, and goes on."""
@@ -87,12 +91,10 @@ class GrpcApp:
             failure = unforeseen(path)
         else:
             self._calls.discard(call)
-            await call.send(_START)
-            await call.send({"type": "http.response.body", "body": frame(answer)})
-            await call.send(_DONE)
+            await _answer(call, answer, headers)
             return
         self._calls.discard(call)
-        await _fail(call, _error_headers(failure))
+        await _fail(call, [*_error_headers(failure), *_ids_of(headers)])
 
     def _begin(self, call: Call) -> None:
         if self._calls.stopping:
@@ -146,7 +148,26 @@ class GrpcApp:
             self._calls.discard(call)
             if incoming is not None:
                 incoming.close()
-        await _fail(call, _OK if failure is None else _error_headers(failure))
+        await _fail(call, [*(_OK if failure is None else _error_headers(failure)), *_ids_of(headers)])
+
+
+async def _answer(call: Call, answer: bytes | Timed, headers: _Headers) -> None:
+    """The one answer of a unary call, and its end."""
+    trailers = _ids_of(headers)
+    if isinstance(answer, Timed):
+        name, value = timing_trailer(answer.spent)
+        trailers.append((name.encode(), value.encode()))
+        answer = answer.data
+    await call.send(_START)
+    await call.send({"type": "http.response.body", "body": frame(answer)})
+    await call.send({**_DONE, "headers": [*_DONE["headers"], *trailers]} if trailers else _DONE)
+
+
+def _ids_of(headers: _Headers) -> list[tuple[bytes, bytes]]:
+    """What a caller gets back of its headers."""
+    given = ((name, headers.get(name.encode())) for name in RETURNED)
+    ids = ids_of((name, value.decode("latin-1")) for name, value in given if value is not None)
+    return [(name.encode(), value.encode("latin-1")) for name, value in ids]
 
 
 async def _send_all(call: Call, answers: AsyncIterator[bytes]) -> None:

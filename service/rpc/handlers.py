@@ -11,22 +11,34 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
+from service.batching.queue import Spent
 from service.errors import INTERNAL_ERROR, Internal, KilnError, Overloaded, TooLarge
 from service.rpc.codes import GRPC_STATUS
+from service.timing import RETURNED, is_returned, server_timing
 
 _log = logging.getLogger("kiln.rpc")
 
 _LONGEST_TEXT = 500
 """Characters of an error that are sent: each may take 12 bytes, and clients refuse over 8 KB of metadata."""
 
-Handler = Callable[[bytes, float], Awaitable[bytes]]
+
+class Timed(NamedTuple):
+    """The bytes of an answer, and where the time of its request went."""
+
+    data: bytes
+    spent: Spent
+
+
+Handler = Callable[[bytes, float], Awaitable[bytes | Timed]]
 Handlers = Mapping[str, Handler]
+Trailers = tuple[tuple[str, str], ...]
+"""Trailing metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +82,23 @@ def _bind(
     async def call(data: bytes, context: Any) -> bytes:
         remaining_s = context.time_remaining()
         deadline = time.monotonic() + (request_timeout_s if remaining_s is None else remaining_s)
+        ids = ids_of(context.invocation_metadata())
         try:
             if len(data) > max_message_bytes:
                 raise too_large(len(data), max_message_bytes)
-            return await handler(data, deadline)
+            answer = await handler(data, deadline)
         except KilnError as error:
             failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
         except Exception:  # noqa: BLE001 - whatever it is, its caller is told
             failure = unforeseen(path)
-        await _abort(context, failure)
+        else:
+            if isinstance(answer, Timed):
+                context.set_trailing_metadata((timing_trailer(answer.spent), *ids))
+                return answer.data
+            if ids:
+                context.set_trailing_metadata(ids)
+            return answer
+        await _abort(context, failure, ids)
         raise AssertionError("abort raises")  # for the type checker
 
     return call
@@ -88,6 +108,9 @@ def _bind_stream(
     path: str, handler: StreamHandler, *, request_timeout_s: float, max_message_bytes: int
 ) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
     async def call(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        ids = ids_of(context.invocation_metadata())
+        if ids:
+            context.set_trailing_metadata(ids)
         limits = stream_limits(
             context.time_remaining(), request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes
         )
@@ -101,19 +124,31 @@ def _bind_stream(
             failure = unforeseen(path)
         else:
             return
-        await _abort(context, failure)
+        await _abort(context, failure, ids)
 
     return call
 
 
-async def _abort(context: Any, failure: KilnError) -> None:
+async def _abort(context: Any, failure: KilnError, ids: Trailers) -> None:
     """End a call with an error; raises what grpcio ends it with."""
-    await context.abort(*status_of(failure))
+    status, text, trailers = status_of(failure)
+    await context.abort(status, text, (*trailers, *ids))
 
 
-def status_of(failure: KilnError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
+def ids_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Trailers:
+    """Of a call's metadata what its caller gets back: its trace and its request id."""
+    given = [(name, value) for name, value in metadata or () if name in RETURNED]
+    return tuple([(name, value) for name, value in given if isinstance(value, str) and is_returned(name, value)])
+
+
+def timing_trailer(spent: Spent) -> tuple[str, str]:
+    """The trailing metadata that tell where a request's time went."""
+    return ("server-timing", server_timing(spent))
+
+
+def status_of(failure: KilnError) -> tuple[grpc.StatusCode, str, Trailers]:
     """What a caller is sent of `failure`: status, text of bounded length, and trailing metadata."""
-    trailers: tuple[tuple[str, str], ...] = ()
+    trailers: Trailers = ()
     if isinstance(failure, Overloaded):
         trailers = (("retry-after", str(max(1, math.ceil(failure.retry_after_s)))),)
     text = str(failure)

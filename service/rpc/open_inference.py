@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from service import __version__
 from service.bounds import Bounds
 from service.errors import NotFound
-from service.predictor import EXTENSIONS, SERVER_NAME, ModelRef, Predictor
+from service.predictor import EXTENSIONS, SERVER_NAME, Decoded, ModelRef, Predictor
 from service.registry.lifecycle import State
 from service.rpc._generated.inference import open_inference_pb2 as pb
-from service.rpc.handlers import Handlers
+from service.rpc.handlers import Handler, Handlers, Timed
+from service.rpc.known_requests import KnownRequest, KnownRequests
 from service.rpc.messages import parse
 from service.rpc.open_inference_codec import decode_infer, encode_infer, encode_metadata, output_extents
 from service.shared_memory import SharedMemory
+from service.tensors import Signature
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -23,10 +25,6 @@ def open_inference_handlers(
 ) -> Handlers:
     """Byte-level handlers by full method path."""
     engine = predictor.engine
-
-    async def infer(data: bytes, deadline: float) -> bytes:
-        request = parse(pb.ModelInferRequest, data)
-        return await answer_infer(predictor, request, deadline, memory=memory, bounds=bounds)
 
     async def live(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         return pb.ServerLiveResponse(live=True).SerializeToString()
@@ -49,8 +47,8 @@ def open_inference_handlers(
         info = engine.describe(model_ref(request.name, request.version))
         return encode_metadata(info, engine.statuses(ModelRef(info.name, info.version))[0])
 
-    methods = {
-        "ModelInfer": infer,
+    methods: Handlers = {
+        "ModelInfer": _infer_handler(predictor, memory, bounds),
         "ServerLive": live,
         "ServerReady": ready,
         "ModelReady": model_ready,
@@ -58,6 +56,39 @@ def open_inference_handlers(
         "ModelMetadata": model_metadata,
     }
     return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+
+
+def _infer_handler(predictor: Predictor, memory: SharedMemory, bounds: Bounds) -> Handler:
+    known_requests = KnownRequests()
+
+    async def infer(data: bytes, deadline: float) -> Timed:
+        known = known_requests.find(data)
+        if known is not None:
+            return await again(known, data, deadline)
+        request = parse(pb.ModelInferRequest, data)
+        ref = model_ref(request.model_name, request.model_version)
+        with predictor.request(ref, "grpc-v2") as counted:
+            extents = output_extents(request, memory) if request.outputs else {}
+
+            def decode(signatures: Mapping[str, Signature]) -> Decoded:
+                decoded = decode_infer(request, signatures, memory, bounds)
+                known_requests.add(data, request, ref, decoded)
+                return decoded
+
+            prediction = await counted.predict(deadline, decode)
+            return Timed(encode_infer(request, prediction, extents), prediction.spent)
+
+    async def again(known: KnownRequest, data: bytes, deadline: float) -> Timed:
+        with predictor.request(known.ref, "grpc-v2") as counted:
+
+            def decode(signatures: Mapping[str, Signature]) -> Decoded:
+                decoded = known.decode(data, signatures)
+                return decoded or decode_infer(parse(pb.ModelInferRequest, data), signatures, memory, bounds)
+
+            prediction = await counted.predict(deadline, decode)
+            return Timed(known.encode(prediction), prediction.spent)
+
+    return infer
 
 
 async def answer_infer(

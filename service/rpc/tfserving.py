@@ -15,7 +15,7 @@ from service.rpc.examples_codec import (
     encode_results,
     tasks_of,
 )
-from service.rpc.handlers import Handlers
+from service.rpc.handlers import Handlers, Timed
 from service.rpc.messages import parse
 from service.rpc.tfserving_codec import (
     decode_predict,
@@ -34,25 +34,27 @@ def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
     """Byte-level handlers by full method path."""
     engine = predictor.engine
 
-    async def predict(data: bytes, deadline: float) -> bytes:
+    async def predict(data: bytes, deadline: float) -> Timed:
         request = parse(pb.PredictRequest, data)
         with predictor.request(model_ref(request.model_spec), "grpc-tfs") as counted:
             prediction = await counted.predict(deadline, lambda signatures: decode_predict(request, signatures, bounds))
-            return encode_predict(request, prediction)
+            return Timed(encode_predict(request, prediction), prediction.spent)
 
-    async def classify(data: bytes, deadline: float) -> bytes:
+    async def classify(data: bytes, deadline: float) -> Timed:
         request = parse(pb.ClassificationRequest, data)
         spec, examples = request.model_spec, ProtoExamples(request.input)
         with predictor.request(model_ref(spec), "grpc-tfs") as counted:
             decode = partial(decode_examples, Method.CLASSIFY, examples, name=spec.signature_name)
-            return encode_classification(await counted.predict(deadline, decode), len(examples))
+            prediction = await counted.predict(deadline, decode)
+            return Timed(encode_classification(prediction, len(examples)), prediction.spent)
 
-    async def regress(data: bytes, deadline: float) -> bytes:
+    async def regress(data: bytes, deadline: float) -> Timed:
         request = parse(pb.RegressionRequest, data)
         spec, examples = request.model_spec, ProtoExamples(request.input)
         with predictor.request(model_ref(spec), "grpc-tfs") as counted:
             decode = partial(decode_examples, Method.REGRESS, examples, name=spec.signature_name)
-            return encode_regression(await counted.predict(deadline, decode), len(examples))
+            prediction = await counted.predict(deadline, decode)
+            return Timed(encode_regression(prediction, len(examples)), prediction.spent)
 
     async def multi_inference(data: bytes, deadline: float) -> bytes:
         request = parse(pb.MultiInferenceRequest, data)
