@@ -87,6 +87,18 @@ class Bounds:
                 f"got one of {longest}"
             )
 
+    def check_context(self, features: int, size_bytes: int, rows: int) -> None:
+        """Raise `InvalidArgument` where merging a context into each of so many examples would take too much.
+
+        It is sent once and held for each example: 8 of its bytes count as an element, and each feature as a string.
+        """
+        cost = features * STRING_COUNTS_AS + size_bytes // 8
+        if cost * rows > self.max_tensor_elements:
+            raise InvalidArgument(
+                f"'context': {features} features of {size_bytes} bytes in each of {rows} examples are too many "
+                "(max_tensor_elements)"
+            )
+
 
 def too_many(name: str, most: int, got: str) -> InvalidArgument:
     """The refusal of an input that has more than `most` elements."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import FailedPrecondition, InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
 from service.tensors import Array, DataType, Signature, TensorSpec, integers_fit
@@ -56,12 +57,18 @@ class Classes:
     scores: Array
 
 
-def decode_examples(method: Method, examples: Examples, signatures: Mapping[str, Signature], name: str) -> Decoded:
+def decode_examples(
+    method: Method,
+    examples: Examples,
+    signatures: Mapping[str, Signature],
+    name: str,
+    bounds: Bounds = DEFAULT_BOUNDS,
+) -> Decoded:
     """The inputs that `examples` are for the signature called `name` (for no name, the default one).
 
     Raises:
-        InvalidArgument: no such signature, one of another method, no rows, or a feature that does not fit;
-            names the feature, what was expected and what came.
+        InvalidArgument: no such signature, one of another method, no rows, a feature that does not fit, or more
+            than `bounds` let; names the feature, what was expected and what came.
         FailedPrecondition: the signature has not the outputs that its method asks for.
     """
     try:
@@ -74,10 +81,18 @@ def decode_examples(method: Method, examples: Examples, signatures: Mapping[str,
     if not len(examples):
         raise InvalidArgument("Input is empty: at least one example is expected")
     if _takes_serialized(method, signature):
+        bounds.check_shape((len(examples),), signature.inputs[0])
         rows = np.empty(len(examples), object)
         rows[:] = examples.serialized()
+        bounds.check_strings(rows, signature.inputs[0].name)
         return Decoded(signature, {signature.inputs[0].name: rows}, strict_shapes=False)
-    return Decoded(signature, _from_features(examples.features(), signature))
+    return Decoded(signature, _from_features(examples.features(), signature, bounds))
+
+
+def check_context(context: Features, rows: int, bounds: Bounds) -> None:
+    """Raise `InvalidArgument` where `context`, merged into each of so many examples, is more than `bounds` let."""
+    values = sum(sum(map(len, each)) if each.dtype.kind == "O" else each.nbytes for each in context.values())
+    bounds.check_context(len(context), sum(map(len, context)) + values, rows)
 
 
 def _takes_serialized(method: Method, signature: Signature) -> bool:
@@ -97,7 +112,7 @@ def _takes_serialized(method: Method, signature: Signature) -> bool:
 # Features as inputs
 
 
-def _from_features(rows: Sequence[Features], signature: Signature) -> dict[str, Array]:
+def _from_features(rows: Sequence[Features], signature: Signature, bounds: Bounds) -> dict[str, Array]:
     names = {spec.name: spec.name for spec in signature.inputs}
     given = dict.fromkeys(name for row in rows for name in row)
     if len(names) == len(given) == 1:  # the only feature can only mean the only input
@@ -117,8 +132,14 @@ def _from_features(rows: Sequence[Features], signature: Signature) -> dict[str, 
                     f"feature {name!r} is missing in example {index}: signature {signature.name!r} takes {expected}; "
                     f"received {received}"
                 )
-    return {spec.name: _column(spec, names[spec.name], [row[names[spec.name]] for row in rows])
-            for spec in signature.inputs}  # fmt: skip
+    inputs = {}
+    for spec in signature.inputs:
+        columns = [row[names[spec.name]] for row in rows]
+        bounds.check_shape((len(columns), max(map(len, columns))), spec)
+        if spec.dtype is DataType.BYTES:
+            bounds.check_strings((item for values in columns for item in values if isinstance(item, bytes)), spec.name)
+        inputs[spec.name] = _column(spec, names[spec.name], columns)
+    return inputs
 
 
 def _column(spec: TensorSpec, feature: str, rows: list[Array]) -> Array:

@@ -161,6 +161,7 @@ class Registry:
 
     def acquire(self, ref: ModelRef) -> Handle:
         """Hold the version that `ref` means; see `Engine.acquire`."""
+        ref = self._meant(ref)
         version = self._route(ref)
         handle = VersionHandle(version)
         shadow = self._models[ref.name].config.shadow
@@ -172,10 +173,11 @@ class Registry:
 
     def check(self, ref: ModelRef) -> None:
         """See `Engine.check`."""
-        self._route(ref)
+        self._route(self._meant(ref))
 
     def is_coming(self, ref: ModelRef) -> bool:
         """See `Engine.is_coming`."""
+        ref = self._meant(ref)
         model = self._models.get(ref.name)
         return model is not None and not self.draining and model.is_coming(ref.version, ref.label)
 
@@ -192,7 +194,7 @@ class Registry:
 
     def describe(self, ref: ModelRef) -> ModelInfo:
         """See `Engine.describe`."""
-        version = self._route(ref)
+        version = self._route(self._meant(ref))
         assert version.model is not None
         source = version.source
         platform = "tensorflow_savedmodel" if source.kind is Kind.SAVED_MODEL else "keras"
@@ -211,6 +213,7 @@ class Registry:
 
     def statuses(self, ref: ModelRef) -> list[VersionStatus]:
         """See `Engine.statuses`; folders that could not be a version are FAILED with the reason."""
+        ref = self._meant(ref)
         model = self._models.get(ref.name)
         number = ref.version
         if model is not None and ref.label is not None:
@@ -227,6 +230,7 @@ class Registry:
     def statistics(self, ref: ModelRef | None) -> list[VersionStatistics]:
         """See `Engine.statistics`."""
         if ref is not None:
+            ref = self._meant(ref)
             self.statuses(ref)
         return [
             VersionStatistics(model.name, version.source.version, version.batcher.statistics, version.held_bytes)
@@ -259,6 +263,15 @@ class Registry:
         await self._models[model].evict()
 
     # Within
+
+    def _meant(self, ref: ModelRef) -> ModelRef:
+        """`ref`; without its version where that is 0 and the model has none of that number.
+
+        OpenVINO Model Server's clients send 0 when they mean the latest version.
+        """
+        if ref.version != 0 or ((model := self._models.get(ref.name)) is not None and model.has(0)):
+            return ref
+        return ModelRef(ref.name, None, ref.label)
 
     def _route(self, ref: ModelRef) -> Version:
         model = self._models.get(ref.name)

@@ -125,6 +125,10 @@ class ServedModel:
         is_retry = failure is not None and failure.fingerprint == version.source.fingerprint
         return number not in self._ready and (not is_retry or version.lifecycle.state is State.FAILED)
 
+    def has(self, number: int) -> bool:
+        """Whether there is such a version, on disk or loaded, whatever its state."""
+        return number in self.sources or number in self.problems or number in self._ready
+
     def failure_of(self, number: int) -> str:
         """Why the latest attempt to load a version failed; ``""`` if it did not."""
         failure = self._failures.get(number)

@@ -13,12 +13,12 @@ from service.predictor import Predictor
 from service.registry.lifecycle import INDEX_STATES, State, VersionStatus
 from service.rest.http import read_body
 from service.rest.json_codec import quote
-from service.rest.openapi import INDEX, STATUS, error_responses
+from service.rest.openapi import ALIVE, INDEX, STATUS, error_responses
 from service.rest.openinference import ModelName
 
 
 def admin_router(predictor: Predictor, max_bytes: int) -> APIRouter:
-    """``/v2/repository`` and ``/status``; bodies have up to `max_bytes`."""
+    """``/v2/repository``, ``/status`` and ``/``; bodies have up to `max_bytes`."""
     router = APIRouter()
     engine = predictor.engine
     repository = "Model repository"
@@ -57,6 +57,13 @@ def admin_router(predictor: Predictor, max_bytes: int) -> APIRouter:
         check_unload(_parameters(await json_object(request, max_bytes)))
         await engine.unload(model)
         return {}
+
+    @router.head("/", include_in_schema=False)
+    @router.get(
+        "/", tags=["Operations"], summary="Whether the server is alive, for KServe's client", responses=answers(ALIVE)
+    )
+    async def alive() -> dict[str, str]:
+        return ALIVE
 
     @router.get(
         "/status", tags=["Operations"], summary="Every version, with all that is known", responses=answers(STATUS)

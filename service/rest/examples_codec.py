@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
-from service.examples import Classes, Features
+from service.examples import Classes, Features, check_context
 from service.rest.json_codec import Document, decode_base64, dumps, is_base64, plain, quote
 from service.tensors import Array
 
@@ -40,7 +41,7 @@ class JsonExamples:
         return [_example_message(row) for row in self._rows]
 
 
-def decode_examples_body(body: bytes, max_depth: int) -> tuple[JsonExamples, str]:
+def decode_examples_body(body: bytes, max_depth: int, bounds: Bounds = DEFAULT_BOUNDS) -> tuple[JsonExamples, str]:
     """The examples of a body, with its context merged into each, and the name of its signature (or ``""``).
 
     Raises:
@@ -60,6 +61,7 @@ def decode_examples_body(body: bytes, max_depth: int) -> tuple[JsonExamples, str
     context: Features = {}
     if "context" in document.keys:
         context = _features(plain(document.get("context"), min(max_depth, _EXAMPLE_LEVELS)), "'context'")
+        check_context(context, len(examples), bounds)
     rows = [{**context, **_features(value, f"example {index}")} for index, value in enumerate(examples)]
     return JsonExamples(rows), name or ""
 

@@ -28,6 +28,8 @@ _OIP = "Open Inference Protocol v2"
 
 SERVER = {"name": "kiln", "version": __version__, "extensions": list(EXTENSIONS)}
 MODELS = {"models": ["digits"]}
+ALIVE = {"status": "alive"}
+"""What KServe's client of the first protocol expects of ``GET /``."""
 HEALTH = {"live": True, "ready": True}
 INDEX = [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
 STATUS = [

@@ -338,7 +338,8 @@ def encode_infer(prediction: Prediction, wanted: Wanted) -> tuple[bytes, int | N
         dtype = prediction.signature.output_by_name[name].dtype
         entry: dict[str, Any] = {"name": name, "datatype": dtype.value, "shape": list(array.shape)}
         if name in wanted.extents:
-            entry["parameters"] = wanted.extents[name].write(_packed(array, dtype))
+            # no parameters: Triton has none here, and its C++ client takes any for those of a binary tensor
+            wanted.extents[name].write(_packed(array, dtype))
         elif binary:
             blob = _packed(array, dtype)
             entry["parameters"] = {"binary_data_size": len(blob)}

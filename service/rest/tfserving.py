@@ -70,8 +70,9 @@ def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
         with predictor.request(ref, "rest-tfs") as request:
             due = deadline(scope, options.request_timeout_s)
             body = await read_body(scope, receive, options.max_message_bytes)
-            examples, name = decode_examples_body(body, options.max_json_depth)
-            prediction = await request.predict(due, partial(decode_examples, method, examples, name=name))
+            examples, name = decode_examples_body(body, options.max_json_depth, options.bounds)
+            decode = partial(decode_examples, method, examples, name=name, bounds=options.bounds)
+            prediction = await request.predict(due, decode)
             if method is Method.CLASSIFY:
                 content = encode_classes(classes_of(prediction, len(examples)))
             else:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument, Unimplemented
-from service.examples import Classes, Features, Method, classes_of, values_of
+from service.examples import Classes, Features, Method, check_context, classes_of, values_of
 from service.predictor import Prediction
 from service.rpc._generated.kiln.tensorflow import example_pb2
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as pb
@@ -21,9 +22,10 @@ _NO_VALUES = np.empty(0, np.float32)
 
 
 class ProtoExamples:
-    """The examples of an ``Input``, in either of its forms."""
+    """The examples of an ``Input``, in either of its forms; `InvalidArgument` where `bounds` let no such context."""
 
-    def __init__(self, source: pb.Input) -> None:
+    def __init__(self, source: pb.Input, bounds: Bounds = DEFAULT_BOUNDS) -> None:
+        self._bounds = bounds
         self._context: example_pb2.Example | None = None
         self._examples: Sequence[example_pb2.Example] = source.example_list.examples
         if source.WhichOneof("kind") == "example_list_with_context":
@@ -34,13 +36,19 @@ class ProtoExamples:
         return len(self._examples)
 
     def features(self) -> Sequence[Features]:
-        context = {} if self._context is None else _features(self._context)
+        context = self._checked_context()
         return [{**context, **_features(example)} for example in self._examples]
 
     def serialized(self) -> Sequence[bytes]:
         """Two messages one after the other are one in which the second wins: so are maps merged on the wire."""
+        self._checked_context()
         context = b"" if self._context is None else self._context.SerializeToString()
         return [context + example.SerializeToString() for example in self._examples]
+
+    def _checked_context(self) -> Features:
+        context = {} if self._context is None else _features(self._context)
+        check_context(context, len(self), self._bounds)
+        return context
 
 
 def _features(example: example_pb2.Example) -> Features:

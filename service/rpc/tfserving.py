@@ -42,25 +42,25 @@ def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
 
     async def classify(data: bytes, deadline: float) -> Timed:
         request = parse(pb.ClassificationRequest, data)
-        spec, examples = request.model_spec, ProtoExamples(request.input)
+        spec, examples = request.model_spec, ProtoExamples(request.input, bounds)
         with predictor.request(model_ref(spec), "grpc-tfs") as counted:
-            decode = partial(decode_examples, Method.CLASSIFY, examples, name=spec.signature_name)
+            decode = partial(decode_examples, Method.CLASSIFY, examples, name=spec.signature_name, bounds=bounds)
             prediction = await counted.predict(deadline, decode)
             return Timed(encode_classification(prediction, len(examples)), prediction.spent)
 
     async def regress(data: bytes, deadline: float) -> Timed:
         request = parse(pb.RegressionRequest, data)
-        spec, examples = request.model_spec, ProtoExamples(request.input)
+        spec, examples = request.model_spec, ProtoExamples(request.input, bounds)
         with predictor.request(model_ref(spec), "grpc-tfs") as counted:
-            decode = partial(decode_examples, Method.REGRESS, examples, name=spec.signature_name)
+            decode = partial(decode_examples, Method.REGRESS, examples, name=spec.signature_name, bounds=bounds)
             prediction = await counted.predict(deadline, decode)
             return Timed(encode_regression(prediction, len(examples)), prediction.spent)
 
     async def multi_inference(data: bytes, deadline: float) -> bytes:
         request = parse(pb.MultiInferenceRequest, data)
-        tasks, examples = tasks_of(request), ProtoExamples(request.input)
+        tasks, examples = tasks_of(request), ProtoExamples(request.input, bounds)
         with predictor.request(model_ref(request.tasks[0].model_spec), "grpc-tfs") as counted:
-            decoders = [partial(decode_examples, method, examples, name=name) for method, name in tasks]
+            decoders = [partial(decode_examples, method, examples, name=name, bounds=bounds) for method, name in tasks]
             predictions = await counted.predict_all(deadline, decoders)
             return encode_results(predictions, [method for method, _ in tasks], len(examples))
 

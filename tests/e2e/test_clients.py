@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import CLIENTS, Digits, run_python
-from tests.e2e.process import Server
+from tests.e2e.conftest import CLIENTS, Digits, Start, run_python
+from tests.e2e.process import MODELS, Server
 
 _ROWS = 5
 
@@ -35,6 +35,12 @@ def assert_as_keras(probabilities: Any, digits: Digits) -> None:
 def ask(client: str, port: int, *arguments: str | Path) -> Any:
     """What the program `client` reports of the server at `port`."""
     return json.loads(run_python(CLIENTS / client, f"127.0.0.1:{port}", *arguments).stdout)
+
+
+def ask_either(server: Server, client: str, protocol: str, *arguments: str | Path) -> Any:
+    """The same of a client that speaks both protocols, http and grpc."""
+    port = server.rest_port if protocol == "http" else server.grpc_port
+    return json.loads(run_python(CLIENTS / client, protocol, f"127.0.0.1:{port}", *arguments).stdout)
 
 
 def binary_tensor(digits: Digits) -> tuple[bytes, int]:
@@ -78,11 +84,44 @@ def test_tritonclient_over_grpc(server: Server, digits: Digits, images: Path):
     assert report == {"live": True, "ready": True, "id": "seven", "inputs": ["image"], "versions": ["1"]}
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_tritonclients_coroutines(start: Start, digits: Digits, images: Path, protocol: str):
+    """A model is loaded, asked at the same time in each form (over gRPC on a stream too), and unloaded."""
+    server = start(MODELS, "--model-control", "explicit")
+    report = ask_either(server, "triton_aio.py", protocol, images)
+    for probabilities in report.pop("answers"):
+        assert_as_keras(probabilities, digits)
+    assert "model 'digits' is not loaded" in report.pop("refused")
+    assert report == {
+        "live": True,
+        "ready": True,
+        "model ready": True,
+        "loaded": [["digits", "1", "READY"]],
+        "inputs": ["image"],
+        "max_batch_size": 64,
+        "requests": 2 * _ROWS,
+        "left": [],
+    }
+
+
 def test_tensorflow_servings_stubs(server: Server, digits: Digits, images: Path):
     """TensorFlow Serving's own client gets Keras's answer, the signature and the version's state."""
     report = ask("tfserving_grpc.py", server.grpc_port, images)
     assert_as_keras(report.pop("probabilities"), digits)
     assert report == {"states": {"1": "AVAILABLE"}, "inputs": ["image"], "versions": ["1"]}
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_openvino_model_servers_client(server: Server, digits: Digits, images: Path, protocol: str):
+    """It gets Keras's answers with version 0, which it sends for none, and its own kinds of errors."""
+    report = ask_either(server, "ovms.py", protocol, images)
+    assert_as_keras(report.pop("probabilities"), digits)
+    assert_as_keras(report.pop("version 1"), digits)
+    kinds, texts = zip(*report.pop("refused"), strict=True)
+    assert kinds == ("ModelNotFoundError", "ModelNotFoundError", "InvalidInputError")
+    for text, expected in zip(texts, ("Latest(nothing)", "Specific(digits, 7)", "[-1, 8, 8, 1] expected"), strict=True):
+        assert expected in text
+    assert report == {"states": {"1": "AVAILABLE"}, "inputs": ["image"]}
 
 
 def test_tensorflow_servings_rest(server: Server, digits: Digits):

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.conftest import CLIENTS, Digits, run_python
 from tests.e2e.process import MODELS, Server
-from tests.e2e.test_clients import ask, assert_as_keras
+from tests.e2e.test_clients import ask, ask_either, assert_as_keras
 
 CLASSES = [[["a", 11.0], ["b", 12.0], ["c", 13.0]], [["a", 4.5], ["b", 5.5], ["c", 6.5]]]
 VALUES = [36.0, 16.5]
@@ -75,3 +75,10 @@ def test_tritonclient_takes_compressed_answers(models: Server, digits: Digits, t
     np.save(images, digits.images[:5])
     report = ask("triton_http.py", models.rest_port, images, form, "gzip")
     assert_as_keras(report["probabilities"], digits)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_tritonclient_with_strings(models: Server, protocol: str):
+    """Strings of any bytes in, and strings out: in binary, and over HTTP as JSON too."""
+    answer = [[["a", "b", "c"]] * 2, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]
+    assert ask_either(models, "triton_bytes.py", protocol) == [answer] * (2 if protocol == "http" else 1)

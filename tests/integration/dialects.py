@@ -14,18 +14,15 @@ import grpc
 import numpy as np
 
 from service.batching.queue import Limits
-from service.errors import Code
-from service.rest.codes import HTTP_STATUS
 from service.rpc._generated.inference import open_inference_pb2 as oip
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
-from service.rpc.codes import GRPC_STATUS
 from service.rpc.open_inference_codec import _CONTENTS
 from service.tensors import Array, DataType, Signature, Tensors, data_type_of, pack_strings, unpack_raw
 from tests.asgi_channel import AsgiChannel
 from tests.fakes import FakeModel
 from tests.integration.asgi import Client, Response
 from tests.integration.conftest import Kiln, start_kiln
-from tests.integration.rpc import INFER, PREDICT, Caller
+from tests.integration.rpc import INFER, OIP, PREDICT, Caller
 
 TYPES = {dtype.value: dtype for dtype in DataType}
 HALF = (DataType.FP16, DataType.BF16)
@@ -40,19 +37,20 @@ class Question:
     version: int | None = None
     signature: str = ""
     timeout_s: float | None = None
+    hint_s: float | None = None
+    """The same as the Open Inference Protocol's own parameter, for dialects that have it."""
+    outputs: tuple[str, ...] = ()
+    """The outputs that are wanted, for dialects that can say so; all if empty."""
     types: dict[str, DataType] = field(default_factory=dict)
     """Types of the outputs, for dialects that do not tell them."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A status of either protocol, and the text."""
+    """A status of either protocol, or None for a message of a stream, which has none; and the text."""
 
     status: Any
     text: str
-
-    def means(self, code: Code) -> bool:
-        return self.status in {HTTP_STATUS[code], GRPC_STATUS[code]}
 
 
 Answer = Tensors | Refused
@@ -70,20 +68,24 @@ class Dialects:
         self.over_asgi.rpc = Caller(AsgiChannel(kiln.grpc_app))
 
     def ways(self, question: Question) -> dict[str, Way]:
-        """Those that can express `question`, by name: each of the four dialects is among them."""
+        """Those that can express `question`, by name; each of the four dialects is among them, if it can."""
         ways: dict[str, Way] = {
-            "rest-tfs, columns": self.rest_tfs_columns,
             "rest-v2, json": self.rest_v2_json,
             "rest-v2, binary": self.rest_v2_binary,
-            "grpc-tfs, content": self.grpc_tfs_content,
-            "grpc-tfs, lists": self.grpc_tfs_lists,
             "grpc-v2, raw": self.grpc_v2_raw,
             "grpc-tfs, asgi": self.over_asgi.grpc_tfs_content,
             "grpc-v2, asgi": self.over_asgi.grpc_v2_raw,
+            "grpc-v2, stream": self.grpc_v2_stream,
         }
         arrays = question.inputs.values()
         if not any(data_type_of(array) in HALF for array in arrays):
             ways["grpc-v2, typed"] = self.grpc_v2_typed
+        if question.hint_s is not None:
+            return ways
+        ways |= {"grpc-tfs, content": self.grpc_tfs_content, "grpc-tfs, lists": self.grpc_tfs_lists}
+        if question.outputs:
+            return ways
+        ways["rest-tfs, columns"] = self.rest_tfs_columns
         if len({array.shape[:1] for array in arrays}) == 1 and all(array.ndim for array in arrays):
             ways["rest-tfs, rows"] = self.rest_tfs_rows
         return ways
@@ -131,7 +133,12 @@ class Dialects:
         parameters: dict[str, Any] = {"binary_data_output": binary}
         if question.signature:
             parameters["signature_name"] = question.signature
-        text = json.dumps({"inputs": inputs, "parameters": parameters}).encode()
+        if question.hint_s is not None:
+            parameters["timeout"] = int(question.hint_s * 1e6)
+        body: dict[str, Any] = {"inputs": inputs, "parameters": parameters}
+        if question.outputs:
+            body["outputs"] = [{"name": name, "parameters": {"binary_data": binary}} for name in question.outputs]
+        text = json.dumps(body).encode()
         version = "" if question.version is None else f"/versions/{question.version}"
         response = await self.rest.post(
             f"/v2/models/{question.model}{version}/infer",
@@ -150,7 +157,8 @@ class Dialects:
         return await self._grpc_tfs(question, as_content=False)
 
     async def _grpc_tfs(self, question: Question, *, as_content: bool) -> Answer:
-        request = tfs.PredictRequest(model_spec={"name": question.model, "signature_name": question.signature})
+        spec = tfs.ModelSpec(name=question.model, signature_name=question.signature)
+        request = tfs.PredictRequest(model_spec=spec, output_filter=question.outputs)
         if question.version is not None:
             request.model_spec.version.value = question.version
         for name, array in question.inputs.items():
@@ -173,35 +181,29 @@ class Dialects:
     # Open Inference Protocol over gRPC
 
     async def grpc_v2_raw(self, question: Question) -> Answer:
-        return await self._grpc_v2(question, raw=True)
+        return await self._grpc_v2(_infer_request(question, raw=True), question.timeout_s)
 
     async def grpc_v2_typed(self, question: Question) -> Answer:
-        return await self._grpc_v2(question, raw=False)
+        return await self._grpc_v2(_infer_request(question, raw=False), question.timeout_s)
 
-    async def _grpc_v2(self, question: Question, *, raw: bool) -> Answer:
-        request = oip.ModelInferRequest(model_name=question.model, model_version=str(question.version or ""))
-        if question.signature:
-            request.parameters["signature_name"].string_param = question.signature
-        for name, array in question.inputs.items():
-            dtype = data_type_of(array)
-            tensor = request.inputs.add(name=name, datatype=dtype.value, shape=array.shape)
-            if raw:
-                request.raw_input_contents.append(_raw(array))
-            else:
-                getattr(tensor.contents, _CONTENTS[dtype]).extend(array.reshape(-1).tolist())
+    async def _grpc_v2(self, request: oip.ModelInferRequest, timeout_s: float | None) -> Answer:
         try:
-            response = oip.ModelInferResponse.FromString(await self.rpc.start(INFER, request, question.timeout_s))
+            return _read_infer(oip.ModelInferResponse.FromString(await self.rpc.start(INFER, request, timeout_s)))
         except grpc.aio.AioRpcError as error:
             return Refused(error.code(), error.details() or "")
-        outputs = {}
-        for index, output in enumerate(response.outputs):
-            dtype, shape = TYPES[output.datatype], tuple(output.shape)
-            if raw:
-                outputs[output.name] = unpack_raw(response.raw_output_contents[index], dtype, shape, output.name)
-            else:
-                values = list(getattr(output.contents, _CONTENTS[dtype]))
-                outputs[output.name] = _array(values, dtype).reshape(shape)
-        return outputs
+
+    async def grpc_v2_stream(self, question: Question) -> Answer:
+        """As the one message of a stream, whose deadline is the caller's."""
+        call = self.rpc.channel.stream_stream(f"/{OIP}/ModelStreamInfer")(timeout=question.timeout_s)
+        try:
+            await call.write(_infer_request(question, raw=True).SerializeToString())
+            await call.done_writing()
+            response = oip.ModelStreamInferResponse.FromString(await call.read())
+        except grpc.aio.AioRpcError as error:
+            return Refused(error.code(), error.details() or "")
+        if response.error_message:
+            return Refused(None, response.error_message)
+        return _read_infer(response.infer_response)
 
 
 @contextlib.asynccontextmanager
@@ -244,7 +246,8 @@ def _text(item: bytes) -> Any:
 
 
 def _array(values: Any, dtype: DataType) -> Array:
-    array: Array = np.array(values, object if dtype is DataType.BYTES else None)
+    exact = {DataType.BYTES: object, DataType.UINT64: np.uint64}  # the largest would be taken for doubles
+    array: Array = np.array(values, exact.get(dtype))
     if dtype is DataType.BYTES:
         array[...] = np.vectorize(_bytes, otypes=[object])(array)
         return array
@@ -274,6 +277,37 @@ def _fill_tfs(proto: Any, array: Array, *, as_content: bool) -> None:
         narrow = {"BOOL": "bool", "UINT32": "uint32", "UINT64": "uint64", "INT64": "int64", "FP32": "float"}
         prefix = narrow.get(dtype.value, "double" if dtype is DataType.FP64 else "int")
         getattr(proto, f"{prefix}_val").extend(flat.tolist())
+
+
+def _infer_request(question: Question, *, raw: bool) -> oip.ModelInferRequest:
+    version = "" if question.version is None else str(question.version)
+    request = oip.ModelInferRequest(model_name=question.model, model_version=version)
+    if question.signature:
+        request.parameters["signature_name"].string_param = question.signature
+    if question.hint_s is not None:
+        request.parameters["timeout"].int64_param = int(question.hint_s * 1e6)
+    for name in question.outputs:
+        request.outputs.add(name=name)
+    for name, array in question.inputs.items():
+        dtype = data_type_of(array)
+        tensor = request.inputs.add(name=name, datatype=dtype.value, shape=array.shape)
+        if raw:
+            request.raw_input_contents.append(_raw(array))
+        else:
+            getattr(tensor.contents, _CONTENTS[dtype]).extend(array.reshape(-1).tolist())
+    return request
+
+
+def _read_infer(response: oip.ModelInferResponse) -> Tensors:
+    outputs = {}
+    for index, output in enumerate(response.outputs):
+        dtype, shape = TYPES[output.datatype], tuple(output.shape)
+        if response.raw_output_contents:
+            outputs[output.name] = unpack_raw(response.raw_output_contents[index], dtype, shape, output.name)
+        else:
+            values = list(getattr(output.contents, _CONTENTS[dtype]))
+            outputs[output.name] = _array(values, dtype).reshape(shape)
+    return outputs
 
 
 def _read_v2(response: Response) -> Tensors:

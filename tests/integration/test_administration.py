@@ -215,3 +215,9 @@ async def test_grpc_tells_the_status_with_the_metadata(kiln: Kiln):
         "memory_bytes": "0",
         "rows": "0",
     }
+
+
+async def test_kserves_client_finds_the_server_alive(kiln: Kiln):
+    """At the root, in its first protocol's words."""
+    answer = await Client(kiln.app).get("/")
+    assert (answer.status, answer.json) == (200, {"status": "alive"})

@@ -391,7 +391,7 @@ async def test_the_names_of_all_models(client: Client):
     assert (await client.get("/v2/models")).json == {"models": ["double"]}
 
 
-@pytest.mark.parametrize("path", ["/v2", "/v2/", "/v2/health/live", "/v2/health/ready", "/v2/models/double/ready"])
+@pytest.mark.parametrize("path", ["/", "/v2", "/v2/", "/v2/health/live", "/v2/health/ready", "/v2/models/double/ready"])
 async def test_head_is_answered_as_get(kiln: Kiln, client: Client, path: str):
     """With the same status and type, ready or not."""
     for is_loaded in (True, False):

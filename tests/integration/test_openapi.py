@@ -14,6 +14,7 @@ from tests.integration.conftest import Kiln
 PREDICT, CLASSIFY, REGRESS = (f"/v1/models/{{model}}:{verb}" for verb in ("predict", "classify", "regress"))
 INFER = "/v2/models/{model}/infer"
 PATHS = {
+    "/",
     "/v1/models",
     "/v2",
     "/v2/health/live",

@@ -1,14 +1,17 @@
-"""The same question in each of the four dialects has the same numbers, or the statuses that correspond."""
+"""The same question in each of the four dialects, and on a stream, has the same answer, or the same refusal."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+from grpc import StatusCode
 
 from service.batching.queue import Limits
 from service.errors import Code
@@ -21,6 +24,8 @@ from tests.integration.load import entered, queued
 from tests.integration.rpc import INFER, PREDICT, infer_request, predict_request
 from tests.signatures import assert_same, many, one
 
+LATE = "the deadline passed after … ms in the queue"
+ALL = frozenset({"rest-tfs", "rest-v2", "grpc-tfs", "grpc-v2"})
 FP32 = np.float32
 ROW = {"x": np.array([[1, 2, 3]], FP32)}
 PAIR = many(a=DataType.INT32, b=DataType.BYTES)
@@ -62,27 +67,54 @@ def doubled(array: Any) -> Any:
     return array if array.dtype.kind == "b" else array + array
 
 
+def extremes(dtype: DataType) -> Any:
+    """One row of what the type can just hold, and whose doubles it can too (integers wrap around)."""
+    values: list[Any]
+    if dtype is DataType.BYTES:
+        values = [b"", b"\x00", b"\xff\xfe", "é".encode(), b'"\\\n', b'{"b64": "eA=="}', b"long" * 1000]
+    elif dtype is DataType.BOOL:
+        values = [True, False]
+    elif dtype.is_float:
+        limits = ml_dtypes.finfo(dtype.numpy)
+        values = [limits.max / 2, limits.min / 2, limits.smallest_subnormal, -0.0, np.nan, np.inf, -np.inf]
+    else:
+        values = [np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max, 0]
+    return np.array([values], object).astype(dtype.numpy)
+
+
 async def ask_all(dialects: Dialects, question: Question) -> dict[str, Answer]:
     """The answer to `question` each way that there is."""
     return {name: await way(question) for name, way in dialects.ways(question).items()}
 
 
+def dialects_of(answers: dict[str, Answer]) -> set[str]:
+    return {way.partition(",")[0] for way in answers}
+
+
 def check_answers(answers: dict[str, Answer], signature: Signature, inputs: Tensors) -> None:
     """Each is the doubles of `inputs`, in type, shape and value."""
-    assert {way.partition(",")[0] for way in answers} == {"rest-tfs", "rest-v2", "grpc-tfs", "grpc-v2"}
+    assert dialects_of(answers) == ALL
     for way, answer in answers.items():
         assert not isinstance(answer, Refused), (way, answer)
         for source, target in zip(signature.inputs, signature.outputs, strict=True):
             assert_same(answer[target.name], doubled(inputs[source.name]))
 
 
-def check_refusals(answers: dict[str, Answer], code: Code) -> None:
-    """Each is refused with the status of `code` in its protocol, and all of the four dialects are there."""
-    assert {way.partition(",")[0] for way in answers} == {"rest-tfs", "rest-v2", "grpc-tfs", "grpc-v2"}
+def check_refusals(
+    answers: dict[str, Answer], code: Code, texts: str | dict[str, str], dialects: frozenset[str] = ALL
+) -> None:
+    """Each is refused with the status of `code` in its protocol and with its text of `texts`; all `dialects` are there.
+
+    `texts` is the text that all share, or texts by the beginnings of the ways that have one of their own.
+    """
+    assert dialects_of(answers) == dialects
+    own = {"": texts} if isinstance(texts, str) else texts
     for way, answer in answers.items():
         assert isinstance(answer, Refused), way
-        assert answer.status == (HTTP_STATUS if way.startswith("rest") else GRPC_STATUS)[code], (way, answer)
-        assert answer.text, way
+        if answer.status is not None:  # a message of a stream has a text only
+            assert answer.status == (HTTP_STATUS if way.startswith("rest") else GRPC_STATUS)[code], (way, answer)
+        text = re.sub(r"after \d+ ms", "after … ms", answer.text)
+        assert text == own[max((start for start in own if way.startswith(start)), key=len)], way
 
 
 @pytest.mark.parametrize("dtype", DataType)
@@ -91,6 +123,15 @@ async def test_every_type(dtype: DataType, shape: tuple[int, int]):
     """One row and several, of every type."""
     signature = one(dtype)
     inputs = {"x": sample(dtype, shape)}
+    async with serving(signature) as dialects:
+        check_answers(await ask_all(dialects, Question(inputs, types={"y": dtype})), signature, inputs)
+
+
+@pytest.mark.parametrize("dtype", DataType)
+async def test_every_extreme(dtype: DataType):
+    """The least and the greatest of every type; not-a-number, infinities, signed zero; strings of any bytes."""
+    inputs = {"x": extremes(dtype)}
+    signature = one(dtype, inputs["x"].shape)
     async with serving(signature) as dialects:
         check_answers(await ask_all(dialects, Question(inputs, types={"y": dtype})), signature, inputs)
 
@@ -136,64 +177,175 @@ async def test_a_version_and_a_signature_may_be_named():
         check_answers(await ask_all(dialects, question), signatures[1], question.inputs)
 
 
-@pytest.mark.parametrize(
-    ("signature", "inputs"),
-    [
-        pytest.param(one(), {"x": np.array([[b"a", b"b", b"c"]], object)}, id="strings for numbers"),
-        pytest.param(one(DataType.INT32), {"x": np.array([[1.5, 2, 3]], FP32)}, id="floats for integers"),
-        pytest.param(one(DataType.BYTES), {"x": np.ones((1, 3), FP32)}, id="numbers for strings"),
-        pytest.param(one(DataType.BOOL), {"x": np.ones((1, 3), np.int64)}, id="numbers for booleans"),
-        pytest.param(one(DataType.UINT8), {"x": np.full((1, 3), -1, np.int32)}, id="out of range"),
-        pytest.param(one(), {"x": np.ones((1, 4), FP32)}, id="a wrong size"),
-        pytest.param(one(), {"x": np.ones(3, FP32)}, id="no batch dimension"),
-        pytest.param(one(), {"x": np.ones((1, 3, 1), FP32)}, id="a dimension too many"),
-        pytest.param(one(), {"x": np.ones((0, 3), FP32)}, id="an empty batch"),
-        pytest.param(one(), {"z": np.ones((1, 3), FP32)}, id="a wrong name"),
-        pytest.param(one(), {"x": np.ones((1, 3), FP32), "z": np.ones((1, 3), FP32)}, id="an input too many"),
-        pytest.param(PAIR, {"a": A}, id="a missing input"),
-        pytest.param(PAIR, {"a": A, "b": B[:1]}, id="inputs that differ in rows"),
-    ],
-)
-async def test_wrong_inputs(signature: Signature, inputs: Tensors):
+@pytest.mark.parametrize("version", [0, 1])
+async def test_version_0_is_the_default_one(version: int):
+    """Where the model has no version 0: it has version 1 only, or is asked for that."""
+    async with serving(one()) as dialects:
+        question = Question(ROW, version=version, types={"y": DataType.FP32})
+        check_answers(await ask_all(dialects, question), one(), ROW)
+
+
+async def test_outputs_may_be_chosen():
+    """In the order in which they are wanted, where the dialect can say which."""
+    async with serving(PAIR) as dialects:
+        inputs = {"a": A, "b": B}
+        for outputs in (("out_b",), ("out_a",), ("out_b", "out_a")):
+            answers = await ask_all(dialects, Question(inputs, outputs=outputs))
+            assert dialects_of(answers) == ALL - {"rest-tfs"}
+            for way, answer in answers.items():
+                assert not isinstance(answer, Refused), (way, answer)
+                assert {*answer} == {*outputs}
+                for name in outputs:
+                    assert_same(answer[name], doubled(inputs[name[-1]]))
+
+
+def types(wanted: DataType, got: DataType, rest_tfs: str) -> dict[str, str]:
+    """What is said of a wrong type, by each dialect's names of it; TensorFlow Serving's JSON has values alone."""
+    start = "input 'x': expected datatype"
+    return {
+        "rest-tfs": f"input 'x': {rest_tfs}",
+        "rest-v2": f'{start} {wanted.value}, got "{got.value}"',
+        "grpc-tfs": f"{start} {wanted.tensorflow}, got {got.tensorflow}",
+        "grpc-v2": f"{start} {wanted.value}, got '{got.value}'",
+    }
+
+
+def rows_too(text: str) -> dict[str, str]:
+    """`text`, which is about each row where there are rows."""
+    return {"": text, "rest-tfs, rows": f"element 0 of 'instances': {text}"}
+
+
+ONES = np.ones((1, 3), FP32)
+WRONG_INPUTS: dict[str, tuple[Signature, Tensors, str | dict[str, str]]] = {
+    "strings for numbers": (
+        one(),
+        {"x": np.array([[b"a", b"b", b"c"]], object)},
+        types(DataType.FP32, DataType.BYTES, 'FP32 expected at [0][0], got "a"'),
+    ),
+    "floats for integers": (
+        one(DataType.INT32),
+        {"x": np.array([[1.5, 2, 3]], FP32)},
+        types(DataType.INT32, DataType.FP32, "INT32 expected at [0][0], got 1.5"),
+    ),
+    "numbers for strings": (
+        one(DataType.BYTES),
+        {"x": ONES},
+        types(DataType.BYTES, DataType.FP32, "BYTES expected at [0][0], got 1.0"),
+    ),
+    "numbers for booleans": (
+        one(DataType.BOOL),
+        {"x": np.ones((1, 3), np.int64)},
+        types(DataType.BOOL, DataType.INT64, "BOOL expected at [0][0], got 1"),
+    ),
+    "out of range": (
+        one(DataType.UINT8),
+        {"x": np.full((1, 3), -1, np.int32)},
+        types(DataType.UINT8, DataType.INT32, "a number does not fit UINT8"),
+    ),
+    "a wrong size": (one(), {"x": np.ones((1, 4), FP32)}, "input 'x': [3] expected, got [4]"),
+    "no batch dimension": (
+        one(),
+        {"x": np.ones(3, FP32)},
+        "input 'x': [-1, 3] expected, got [3]: add a batch dimension?",
+    ),
+    "a dimension too many": (
+        one(),
+        {"x": np.ones((1, 3, 1), FP32)},
+        "input 'x': [3] expected, got [3, 1]: drop the last axis?",
+    ),
+    "an empty batch": (
+        one(),
+        {"x": np.ones((0, 3), FP32)},
+        {
+            "": "input 'x': at least one row is expected, got an empty batch",
+            "rest-tfs, columns": "input 'x': [3] expected, got []",  # an empty list has one dimension
+            "rest-tfs, rows": "'instances' has no rows: at least one is expected, got an empty batch",
+        },
+    ),
+    "a wrong name": (one(), {"z": ONES}, rows_too("unknown input 'z': signature 'serving_default' takes x")),
+    "an input too many": (
+        one(),
+        {"x": ONES, "z": ONES},
+        rows_too("unknown input 'z': signature 'serving_default' takes x"),
+    ),
+    "a missing input": (
+        PAIR,
+        {"a": A},
+        rows_too("input 'b' is missing: signature 'serving_default' takes a, b; received a"),
+    ),
+    "inputs that differ in rows": (PAIR, {"a": A, "b": B[:1]}, "inputs differ in rows: 'a' has 2, 'b' has 1"),
+}
+"""What is served, what is asked, and the text, or texts by the ways that have their own."""
+
+
+@pytest.mark.parametrize("case", WRONG_INPUTS)
+async def test_wrong_inputs(case: str):
     """Refused in every dialect, unrun, by a text that names the input."""
+    signature, inputs, texts = WRONG_INPUTS[case]
     async with serving(signature) as dialects:
-        answers = await ask_all(dialects, Question(inputs))
-        check_refusals(answers, Code.INVALID_ARGUMENT)
-        names = {*inputs, *signature.input_by_name}
-        for way, answer in answers.items():
-            assert isinstance(answer, Refused)
-            assert any(f"'{name}'" in answer.text for name in names) or "'instances' has no rows" in answer.text, way
+        check_refusals(await ask_all(dialects, Question(inputs)), Code.INVALID_ARGUMENT, texts)
         assert dialects.kiln.model.batches == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "code"),
+    ("changes", "code", "text"),
     [
-        ({"model": "no"}, Code.NOT_FOUND),
-        ({"version": 9}, Code.NOT_FOUND),
-        ({"signature": "no"}, Code.FAILED_PRECONDITION),
+        ({"model": "no"}, Code.NOT_FOUND, "Servable not found for request: Latest(no); loaded are m"),
+        ({"model": "no", "version": 0}, Code.NOT_FOUND, "Servable not found for request: Latest(no); loaded are m"),
+        (
+            {"model": "no", "version": 2},
+            Code.NOT_FOUND,
+            "Servable not found for request: Specific(no, 2); loaded are m",
+        ),
+        (
+            {"version": 9},
+            Code.NOT_FOUND,
+            "Servable not found for request: Specific(m, 9); model 'm' has version 1",
+        ),
+        (
+            {"signature": "no"},
+            Code.FAILED_PRECONDITION,
+            'Serving signature name: "no" not found in signature def; this model has serving_default',
+        ),
     ],
 )
-async def test_what_is_not_there(changes: dict[str, Any], code: Code):
+async def test_what_is_not_there(changes: dict[str, Any], code: Code, text: str):
     """Models and versions are not found; a signature that is not there is a failed precondition."""
     async with serving(one()) as dialects:
-        check_refusals(await ask_all(dialects, replace(Question(ROW), **changes)), code)
+        check_refusals(await ask_all(dialects, replace(Question(ROW), **changes)), code, text)
+        assert dialects.kiln.model.batches == []
+
+
+async def test_an_output_that_is_not_there():
+    """Invalid, where the dialect can ask for it."""
+    async with serving(one()) as dialects:
+        answers = await ask_all(dialects, Question(ROW, outputs=("no",)))
+        where = {"": "", "grpc-tfs": " in output_filter"}
+        texts = {way: f"unknown output 'no'{text}: signature 'serving_default' gives y" for way, text in where.items()}
+        check_refusals(answers, Code.INVALID_ARGUMENT, texts, ALL - {"rest-tfs"})
 
 
 async def test_a_request_over_the_limit():
-    """Too large in REST, an invalid argument in gRPC."""
+    """Too large in REST, an invalid argument in gRPC; the text has both sizes."""
     rows = MAX_MESSAGE_BYTES // 12 + 1
     async with serving(one()) as dialects:
-        check_refusals(await ask_all(dialects, Question({"x": np.zeros((rows, 3), FP32)})), Code.TOO_LARGE)
+        answers = await ask_all(dialects, Question({"x": np.zeros((rows, 3), FP32)}))
+        sizes = re.compile(rf"the (body|message) has (\d+) bytes, over the limit of {MAX_MESSAGE_BYTES}")
+        told = {way: sizes.fullmatch(answer.text) for way, answer in answers.items() if isinstance(answer, Refused)}
+        texts = {}
+        for way, match in told.items():
+            assert match, way
+            assert match[1] == ("body" if way.startswith("rest") else "message")
+            assert int(match[2]) > MAX_MESSAGE_BYTES
+            texts[way] = match[0]
+        check_refusals(answers, Code.TOO_LARGE, texts)
 
 
 async def test_a_request_over_the_batch_where_none_is_split():
     """The text has both numbers of rows."""
     async with serving(one(), split_oversize=False) as dialects:
         answers = await ask_all(dialects, Question({"x": np.zeros((9, 3), FP32)}))
-        check_refusals(answers, Code.INVALID_ARGUMENT)
-        texts = {answer.text for answer in answers.values() if isinstance(answer, Refused)}
-        assert texts == {"at most 8 rows per request are taken, got 9"}
+        check_refusals(answers, Code.INVALID_ARGUMENT, "at most 8 rows per request are taken, got 9")
 
 
 async def test_ragged_data():
@@ -241,30 +393,51 @@ async def test_a_full_queue():
     """Overloaded, in the same words, whoever asks."""
     async with serving(one(), limits=Limits(8, 4, 1 << 20)) as dialects:
         answers = await _with_a_busy_model(dialects, 4, Question(ROW))
-        check_refusals(answers, Code.OVERLOADED)
-        texts = {answer.text for answer in answers.values() if isinstance(answer, Refused)}
-        assert texts == {
+        text = (
             "The batch scheduling queue to which this task was submitted is full: 4 rows (48 bytes) wait, "
             "1 rows (12 bytes) came, the limit is 4 rows (1048576 bytes)"
-        }
+        )
+        check_refusals(answers, Code.OVERLOADED, text)
 
 
-async def test_a_deadline_that_passes():
-    """In the queue, which the model never sees."""
+async def test_a_deadline_of_the_call_that_passes():
+    """In the queue, and the model never sees it; over gRPC the caller's own side may be the first to tell it."""
     async with serving(one()) as dialects:
-        check_refusals(await _with_a_busy_model(dialects, 0, Question(ROW, timeout_s=0.03)), Code.DEADLINE_EXCEEDED)
+        answers = await _with_a_busy_model(dialects, 0, Question(ROW, timeout_s=0.03))
+        for way, answer in answers.items():
+            if way.startswith("grpc") and answer == Refused(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"):
+                answers[way] = Refused(StatusCode.DEADLINE_EXCEEDED, LATE)
+        check_refusals(answers, Code.DEADLINE_EXCEEDED, LATE)
         assert len(dialects.kiln.model.batches) == 1
+
+
+async def test_a_deadline_of_the_request_that_passes():
+    """The Open Inference Protocol's parameter ``timeout`` means the same, and is told by the server everywhere."""
+    async with serving(one()) as dialects:
+        answers = await _with_a_busy_model(dialects, 0, Question(ROW, hint_s=0.03))
+        check_refusals(answers, Code.DEADLINE_EXCEEDED, LATE, frozenset({"rest-v2", "grpc-v2"}))
+        assert len(dialects.kiln.model.batches) == 1
+
+
+async def test_a_deadline_that_is_far():
+    """Does not hold up an answer, whichever way it is stated."""
+    async with serving(one()) as dialects:
+        for question in (Question(ROW, timeout_s=20.0), Question(ROW, hint_s=20.0)):
+            for way, answer in (await ask_all(dialects, replace(question, types={"y": DataType.FP32}))).items():
+                assert not isinstance(answer, Refused), (way, answer)
+                assert_same(answer["y"], ROW["x"] * 2)
 
 
 async def test_a_model_that_fails():
     """Internal, with what it said."""
     async with serving(one()) as dialects:
         dialects.kiln.model.poison = 2.0
-        check_refusals(await ask_all(dialects, Question(ROW)), Code.INTERNAL)
+        check_refusals(await ask_all(dialects, Question(ROW)), Code.INTERNAL, "the model failed: ValueError: poisoned")
 
 
 async def test_a_server_that_stops():
     """Unavailable, so that clients go elsewhere."""
     async with serving(one()) as dialects:
         await dialects.kiln.registry.stop(1.0)
-        check_refusals(await ask_all(dialects, Question(ROW)), Code.UNAVAILABLE)
+        text = "the server is stopping and takes no new requests"
+        check_refusals(await ask_all(dialects, Question(ROW)), Code.UNAVAILABLE, text)

@@ -121,6 +121,20 @@ def test_the_errors_table_is_that_of_the_code():
     assert [row[:3] for row in rows] == expected
 
 
+def test_the_features_table_names_tests_that_there_are():
+    """Each row says for each of the four dialects whether it has the feature, and names tests that show it."""
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table("features")]
+    assert all(len(row) == 6 and all(row) for row in rows)
+    features = [row[0] for row in rows]
+    assert len({*features}) == len(features)
+    for feature, *_, tests in rows:
+        named = [test.partition("::") for test in re.findall(r"`([^`]+)`", tests)]
+        assert named, feature
+        for path, _, function in named:
+            source = (ROOT / "tests" / path).read_text()
+            assert re.search(rf"^(?:async )?def {function}\(", source, re.MULTILINE), (feature, path, function)
+
+
 def test_help_names_every_setting_with_default_and_unit(capsys: pytest.CaptureFixture[str]):
     """`kiln serve --help` shows each setting's flag, environment variable, unit and default."""
     with pytest.raises(SystemExit) as leaving:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.bounds import Bounds
 from service.errors import FailedPrecondition, InvalidArgument, KilnError
 from service.examples import Features, Method, classes_of, decode_examples, values_of
 from service.predictor import Prediction, validate
@@ -370,3 +371,40 @@ def test_a_label_that_is_no_text_is_told():
     prediction = answer(CLASSES, CLASSIFY.value, classes=np.array([[b"\xff", b"a"]], object))
     with pytest.raises(FailedPrecondition, match="output 'classes': a label of text expected, got b'\\\\xff'"):
         classes_of(prediction, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "bounds", "text"),
+    [
+        (
+            takes(),
+            [row(x=floats(1, 2))] * 2,
+            Bounds(max_tensor_elements=3),
+            "input 'x': at most 3 elements expected (max_tensor_elements), got shape [2, 2]",
+        ),
+        (
+            takes(DataType.BYTES, (None, 1)),
+            [row(x=strings(b"abc"))],
+            Bounds(max_string_bytes=2),
+            "input 'x': strings of at most 2 bytes expected (max_string_bytes), got one of 3",
+        ),
+        (
+            parsing(CLASSIFY, CLASSES),
+            [row()] * 3,
+            Bounds(max_tensor_elements=32),
+            "input 'inputs': at most 2 elements expected (max_tensor_elements), got shape [3]",
+        ),
+        (
+            parsing(CLASSIFY, CLASSES),
+            [row()],
+            Bounds(max_string_bytes=0),
+            "input 'inputs': strings of at most 0 bytes expected (max_string_bytes), got one of 1",
+        ),
+    ],
+)
+def test_features_are_bounded(asked: Signature, rows: list[Features], bounds: Bounds, text: str):
+    """As the inputs that they become, and serialised examples as the strings that they are."""
+    with pytest.raises(InvalidArgument) as refused:
+        decode_examples(CLASSIFY, Rows(*rows), only(asked), "", bounds)
+    assert str(refused.value) == text
+    assert decode_examples(CLASSIFY, Rows(*rows), only(asked), "").signature is asked

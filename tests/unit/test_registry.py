@@ -354,3 +354,30 @@ async def test_a_refused_request_is_counted(start: Start) -> None:
         await predict(server.registry.acquire(ModelRef("cat")), *np.ones(65))
     await predict(server.registry.acquire(ModelRef("cat")), *np.ones(3))
     assert server.metrics.value("kiln_batch_rows_sum", model="cat", version="1") == 3.0
+
+
+async def test_version_0_means_the_default_where_there_is_none(start: Start):
+    """As OpenVINO Model Server's clients ask; every question about the model is taken so."""
+    server = await start({"a/1": FakeModel(), "a/2": FakeModel()})
+    registry, ref = server.registry, ModelRef("a", 0)
+    registry.check(ref)
+    assert version_held(server, ref) == 2
+    assert registry.describe(ref).version == 2
+    assert [status.version for status in registry.statuses(ref)] == [2]
+    assert [each.version for each in registry.statistics(ref)] == [2]
+    assert not registry.is_coming(ref)
+
+
+async def test_version_0_is_that_version_where_there_is_one(start: Start):
+    """And stays so while it cannot be asked."""
+    server = await start({"a/0": FakeModel(), "b/0": ModelLoadError("broken"), "c/0": FakeModel(), "c/1": FakeModel()})
+    assert version_held(server, ModelRef("a", 0)) == 0
+    assert "model 'b' version 0 is FAILED" in refusal(Unavailable, server.registry.acquire, ModelRef("b", 0))
+    assert "Specific(c, 0)" in refusal(NotFound, server.registry.acquire, ModelRef("c", 0))
+
+
+async def test_version_0_of_an_unknown_model(start: Start):
+    """Is told as the latest."""
+    server = await start({"a/1": FakeModel()})
+    for ask in (server.registry.acquire, server.registry.check, server.registry.describe):
+        assert "Latest(no)" in refusal(NotFound, ask, ModelRef("no", 0))
