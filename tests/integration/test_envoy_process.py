@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -174,6 +175,7 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
     monkeypatch.setattr(signal, "sigwait", lambda _: module.signals.get())
     monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)  # it would close what the tests' output is caught with
     yield module
     sys.modules.pop("service.embedded", None)
 
