@@ -73,7 +73,6 @@ class Dialects:
             "rest-v2, json": self.rest_v2_json,
             "rest-v2, binary": self.rest_v2_binary,
             "grpc-v2, raw": self.grpc_v2_raw,
-            "grpc-tfs, asgi": self.over_asgi.grpc_tfs_content,
             "grpc-v2, asgi": self.over_asgi.grpc_v2_raw,
             "grpc-v2, stream": self.grpc_v2_stream,
         }
@@ -82,7 +81,11 @@ class Dialects:
             ways["grpc-v2, typed"] = self.grpc_v2_typed
         if question.hint_s is not None:
             return ways
-        ways |= {"grpc-tfs, content": self.grpc_tfs_content, "grpc-tfs, lists": self.grpc_tfs_lists}
+        ways |= {
+            "grpc-tfs, content": self.grpc_tfs_content,
+            "grpc-tfs, lists": self.grpc_tfs_lists,
+            "grpc-tfs, asgi": self.over_asgi.grpc_tfs_content,
+        }
         if question.outputs:
             return ways
         ways["rest-tfs, columns"] = self.rest_tfs_columns
