@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import unquote
 
@@ -86,6 +86,10 @@ class AsgiCall:
         last = self.sent[-1] if self.sent[-1]["type"] == "http.response.trailers" else self.sent[0]
         return {name.decode(): value.decode() for name, value in last["headers"]}
 
+    async def trailing_metadata(self) -> Metadata:
+        """What grpcio gives of them."""
+        return Metadata(*self.trailers().items())
+
     def error(self) -> AioRpcError:
         trailers = self.trailers()
         status = _STATUS[int(trailers.pop("grpc-status"))]
@@ -118,8 +122,9 @@ class AsgiChannel:
         self._app = app
 
     def unary_unary(self, path: str) -> Callable[..., AsgiCall]:
-        def call(data: bytes, timeout: float | None = None) -> AsgiCall:
-            started = AsgiCall(self._app, path, timeout_s=timeout)
+        def call(data: bytes, timeout: float | None = None, metadata: Iterable[tuple[str, str]] = ()) -> AsgiCall:
+            headers = [(name.encode(), value.encode()) for name, value in metadata]
+            started = AsgiCall(self._app, path, timeout_s=timeout, headers=headers)
             started.feed(frame(data), is_last=True)
             return started
 

@@ -1,0 +1,148 @@
+"""Requests of which only the tensor is new, over REST and gRPC: read without parsing, and never mistaken."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.bounds import DEFAULT_BOUNDS, Bounds
+from service.errors import InvalidArgument
+from service.predictor import ModelRef, Prediction
+from service.rest import openinference_codec as rest
+from service.rpc import open_inference_codec as rpc
+from service.rpc._generated.inference import open_inference_pb2 as pb
+from service.rpc.known_requests import KnownRequests
+from service.tensors import DataType, Signature, TensorSpec
+
+
+def signature(output: str = "y", dtype: DataType = DataType.FP32) -> Signature:
+    shape = (None, 3)
+    return Signature("serving_default", (TensorSpec("x", dtype, shape),), (TensorSpec(output, DataType.FP32, shape),))
+
+
+def message(value: float = 1.0, dtype: str = "FP32", **keys: Any) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="m", raw_input_contents=[np.full(3, value, np.float32).tobytes()], **keys)
+    request.inputs.add(name="x", datatype=dtype, shape=[1, 3])
+    return request
+
+
+def known(request: pb.ModelInferRequest, model: Signature) -> KnownRequests:
+    requests = KnownRequests()
+    decoded = rpc.decode_infer(request, {model.name: model})
+    requests.add(request.SerializeToString(), request, ModelRef("m"), decoded)
+    return requests
+
+
+def test_the_next_message_is_read_without_parsing():
+    """Its tensor is its own."""
+    model = signature()
+    data = message(7.0).SerializeToString()
+    found = known(message(), model).find(data)
+    assert found is not None
+    assert found.ref == ModelRef("m")
+    decoded = found.decode(data, {model.name: model})
+    assert decoded is not None
+    assert decoded.signature is model
+    assert decoded.inputs["x"].tolist() == [[7.0, 7.0, 7.0]]
+
+
+def test_an_answer_is_the_same_as_the_first_one():
+    """Written whole once, then put together; a model that answers otherwise is written whole."""
+    model = signature()
+    found = known(message(), model).find(message().SerializeToString())
+    assert found is not None
+    for value in (1.0, 2.0):
+        prediction = Prediction("m", 1, model, {"y": np.full((1, 3), value, np.float32)})
+        assert found.encode(prediction) == rpc.encode_infer(message(), prediction)
+    other = signature("z")
+    prediction = Prediction("m", 2, other, {"z": np.ones((1, 3), np.float32)})
+    assert found.encode(prediction) == rpc.encode_infer(message(), prediction)
+
+
+def test_a_model_that_has_changed_is_asked_anew():
+    """The signature is the loaded one's, or the message is parsed again."""
+    found = known(message(), signature()).find(message().SerializeToString())
+    assert found is not None
+    assert found.decode(message().SerializeToString(), {"serving_default": signature()}) is None
+
+
+@pytest.mark.parametrize("other", [message(model_version="1"), message(id="7"), message(dtype="INT32")])
+def test_another_message_is_not_found(other: pb.ModelInferRequest):
+    """All bytes before the tensor must be the same."""
+    assert known(message(), signature()).find(other.SerializeToString()) is None
+
+
+def test_what_is_a_requests_own_is_not_kept():
+    """An id, parameters, and elements that are more than their bytes."""
+    own = message()
+    own.parameters["timeout"].int64_param = 10**6
+    for request in (message(id="7"), own):
+        assert known(request, signature()).find(request.SerializeToString()) is None
+    request = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(3)])
+    request.inputs.add(name="x", datatype="BOOL", shape=[1, 3])
+    assert known(request, signature(dtype=DataType.BOOL)).find(request.SerializeToString()) is None
+
+
+def test_only_so_many_are_kept():
+    """Sizes of messages, and messages of a size: callers choose both."""
+    model, requests = signature(), KnownRequests()
+    for index in range(600):
+        request = message(model_version=str(10**6 + index) if index < 10 else "1" * (index - 9))
+        decoded = rpc.decode_infer(request, {model.name: model})
+        requests.add(request.SerializeToString(), request, ModelRef("m"), decoded)
+    assert len(requests._by_size) <= 256
+    assert all(len(same) <= 4 for same in requests._by_size.values())
+
+
+def binary(value: float = 1.0, **keys: Any) -> tuple[bytes, int]:
+    tail = np.full(3, value, np.float32).tobytes()
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": len(tail)}}
+    text = json.dumps({"inputs": [tensor], **keys}).encode()
+    return text + tail, len(text)
+
+
+def test_a_rest_header_is_read_once():
+    """The second request with it has its own tensor, and all that was asked for."""
+    model = signature()
+    signatures = {model.name: model}
+    first = rest.decode_infer(*binary(outputs=[{"name": "y", "parameters": {"binary_data": True}}]), signatures, 100)
+    again = rest.decode_infer(
+        *binary(5.0, outputs=[{"name": "y", "parameters": {"binary_data": True}}]), signatures, 100
+    )
+    assert again[1] is first[1]
+    assert again[0].inputs["x"].tolist() == [[5.0, 5.0, 5.0]]
+
+
+def test_a_rest_header_is_read_again_for_another_body_or_model():
+    """A body of another size is refused as ever, other bounds count, and a new model is looked at."""
+    model = signature()
+    signatures = {model.name: model}
+    body, length = binary()
+    rest.decode_infer(body, length, signatures, 100)
+    with pytest.raises(InvalidArgument, match="4 bytes follow the last binary input"):
+        rest.decode_infer(body + bytes(4), length, signatures, 100)
+    with pytest.raises(InvalidArgument, match="max_tensor_elements"):
+        rest.decode_infer(body, length, signatures, 100, bounds=Bounds(max_tensor_elements=2))
+    changed = signature(dtype=DataType.INT32)
+    with pytest.raises(InvalidArgument, match="expected datatype INT32"):
+        rest.decode_infer(body, length, {changed.name: changed}, 100, bounds=DEFAULT_BOUNDS)
+
+
+def test_a_rest_header_with_an_id_is_not_kept():
+    """Each has its own."""
+    model = signature()
+    for request_id in ("a", "b"):
+        _, wanted = rest.decode_infer(*binary(id=request_id), {model.name: model}, 100)
+        assert wanted.id == request_id
+        assert binary(id=request_id)[0][: binary(id=request_id)[1]] not in rest._known_headers
+
+
+def test_only_so_many_rest_headers_are_kept():
+    """Callers choose them."""
+    model = signature()
+    for index in range(300):
+        rest.decode_infer(*binary(parameters={"other": index}), {model.name: model}, 100)
+    assert len(rest._known_headers) <= 256
