@@ -167,14 +167,12 @@ class Predictor:
 class Request:
     """One predict request, counted once whichever way it ends."""
 
-    __slots__ = ("_engine", "_observed", "_ref", "spent")
+    __slots__ = ("_engine", "_observed", "_ref")
 
     def __init__(self, engine: Engine, ref: ModelRef, observed: ObservedRequest) -> None:
         self._engine = engine
         self._ref = ref
         self._observed = observed
-        self.spent: Spent | None = None
-        """Where its time went, once it was queued; of several at once, the last that was."""
 
     def __enter__(self) -> Request:
         try:
@@ -201,7 +199,7 @@ class Request:
                 deadline = own if deadline is None else min(deadline, own)
             if deadline is not None and time.monotonic() >= deadline:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
-            self.spent = spent = Spent()
+            spent = Spent()
             outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
             return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
         finally:
@@ -219,7 +217,7 @@ class Request:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
 
             async def run(decoded: Decoded) -> Prediction:
-                self.spent = spent = Spent()
+                spent = Spent()
                 outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
                 return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
 

@@ -63,13 +63,12 @@ class Model(Protocol):
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """One batch on its way through the model: of `rows` rows, of which the plan is `given` more where it pads.
+    """One batch on its way through the model, of `rows` rows; the plan is given `given`, padding included.
 
     `began` is when it was taken, in seconds of the batcher's clock; `fuse_s` how long fusing its inputs took.
     """
 
     entries: list[Entry]
-    lane: Lane
     rows: int
     began: float
     given: int = 0
@@ -244,8 +243,8 @@ class Batcher:
             if self._retries:
                 taken = self._recheck(self._retries.popleft())
             else:
-                taken = self.queue.take(self._clock())
                 now = self._clock()
+                taken = self.queue.take(now)
                 for entry in taken.entries:
                     self._observer.waited(now - entry.enqueued)
             self._dispose(taken)
@@ -295,7 +294,7 @@ class Batcher:
         rows = 0
         for entry in entries:
             rows += entry.rows
-        run = Run(entries, lane, rows, self._clock())
+        run = Run(entries, rows, self._clock())
         start = time.perf_counter()
         try:
             batch = entries[0].payload

@@ -25,7 +25,9 @@ from service.tensors import MAX_DIMENSIONS, Array, DataType, Signature, TensorSp
 _NUMBER_BYTES = b"0123456789.+-eE \t\r\n"
 _PROXY_COST_BYTES = 80
 """Visiting one nested array costs about as much as stripping this many bytes of text."""
-_OBJECT = (simdjson.Object, dict)
+ARRAY = (simdjson.Array, list)
+OBJECT = (simdjson.Object, dict)
+"""What a list and an object of JSON may be: simdjson's proxies, or plain Python."""
 _LONGEST_QUOTE = 60
 _KEPT_BYTES = 2**18
 _NESTING = {list, dict}
@@ -53,7 +55,7 @@ class Document:
                 root = _parse(text)
         except (ValueError, RuntimeError):  # RuntimeError: too deep, or an integer of over 64 bits
             root = _parse_leniently(text, max_depth)
-        if not isinstance(root, _OBJECT):
+        if not isinstance(root, OBJECT):
             raise InvalidArgument(f"JSON Value: {quote(root)} Is not object")
         self._root = root
         self.max_depth = max_depth

@@ -19,7 +19,18 @@ from service.errors import InvalidArgument
 from service.extensions.classification import CLASSIFICATION, class_count, classified
 from service.extensions.parameters import timeout_s
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, check_elements, count_lists, dumps, flat_array, jsonable, plain, quote
+from service.rest.json_codec import (
+    ARRAY,
+    OBJECT,
+    Document,
+    check_elements,
+    count_lists,
+    dumps,
+    flat_array,
+    jsonable,
+    plain,
+    quote,
+)
 from service.shared_memory import OFF, Extent, SharedMemory
 from service.tensors import (
     MAX_DIMENSIONS,
@@ -34,8 +45,6 @@ from service.tensors import (
 )
 
 _WITHOUT_JSON = (DataType.FP16, DataType.BF16)
-_ARRAY = (simdjson.Array, list)
-_OBJECT = (simdjson.Object, dict)
 _LONGEST_KNOWN_BYTES = 2**12
 _MOST_KNOWN = 256
 """Headers of binary requests that are remembered, and the longest of them."""
@@ -234,7 +243,7 @@ def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lis
         if data is not None:
             raise InvalidArgument(f"input {spec.name!r}: either data or binary_data_size expected, got both")
         return tail.tensor(parameters["binary_data_size"], spec, shape)
-    if not isinstance(data, _ARRAY):
+    if not isinstance(data, ARRAY):
         raise InvalidArgument(f"input {spec.name!r}: data must be a list, got {quote(data)}")
     return flat_array(data, spec, shape, max_depth, most_lists)
 
@@ -250,11 +259,11 @@ def _shape(value: Any, spec: TensorSpec, bounds: Bounds) -> tuple[int, ...]:
 
 
 def _list_of_objects(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, _ARRAY):
+    if not isinstance(value, ARRAY):
         raise InvalidArgument(f"{name!r} must be a list of tensors, got {quote(value)}")
     items = list(value)
     for index, item in enumerate(items):
-        if not isinstance(item, _OBJECT) or not isinstance(item.get("name"), str):
+        if not isinstance(item, OBJECT) or not isinstance(item.get("name"), str):
             raise InvalidArgument(f"element {index} of {name!r} must be an object with a 'name'")
     return items
 

@@ -8,16 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import simdjson
-
 from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
-from service.rest.json_codec import Document, check_elements, dumps, is_base64, jsonable, plain, quote, to_array
+from service.rest.json_codec import (
+    ARRAY,
+    OBJECT,
+    Document,
+    check_elements,
+    dumps,
+    is_base64,
+    jsonable,
+    plain,
+    quote,
+    to_array,
+)
 from service.tensors import Array, Signature, Tensors, check_names
-
-_ARRAY = (simdjson.Array, list)
-_OBJECT = (simdjson.Object, dict)
 
 
 def decode_predict(
@@ -54,7 +60,7 @@ def _form(document: Document) -> str:
 
 def _from_inputs(value: Any, signature: Signature, document: Document) -> Tensors:
     """Columnar: one tensor, or an object of one tensor per input."""
-    if isinstance(value, _OBJECT) and not is_base64(value):
+    if isinstance(value, OBJECT) and not is_base64(value):
         check_names(signature, dict.fromkeys(value.keys()))
         text = document.text if len(signature.inputs) == 1 else b""
         return {spec.name: to_array(value[spec.name], spec, text, document.max_depth - 2) for spec in signature.inputs}
@@ -68,12 +74,12 @@ def _from_inputs(value: Any, signature: Signature, document: Document) -> Tensor
 
 def _from_instances(value: Any, signature: Signature, document: Document) -> Tensors:
     """Row by row: a list of values of the only input, or of objects with one value per input."""
-    if not isinstance(value, _ARRAY):
+    if not isinstance(value, ARRAY):
         raise InvalidArgument("'instances' must be a list of rows")
     if not len(value):
         raise InvalidArgument("'instances' has no rows: at least one is expected, got an empty batch")
     first = value[0]
-    if isinstance(first, _OBJECT) and not is_base64(first):
+    if isinstance(first, OBJECT) and not is_base64(first):
         return _from_named_rows(plain(value, document.max_depth - 1), signature)
     if len(signature.inputs) != 1:
         raise InvalidArgument(

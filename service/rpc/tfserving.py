@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from service.bounds import Bounds
 from service.examples import Method, decode_examples
-from service.predictor import Predictor
+from service.predictor import Prediction, Predictor
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as pb
 from service.rpc.examples_codec import (
     ProtoExamples,
@@ -15,7 +17,7 @@ from service.rpc.examples_codec import (
     encode_results,
     tasks_of,
 )
-from service.rpc.handlers import Handlers, Timed
+from service.rpc.handlers import Handler, Handlers, Timed
 from service.rpc.messages import parse
 from service.rpc.tfserving_codec import (
     decode_predict,
@@ -28,6 +30,7 @@ from service.rpc.tfserving_codec import (
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
+_OfExamples = TypeVar("_OfExamples", pb.ClassificationRequest, pb.RegressionRequest)
 
 
 def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
@@ -40,21 +43,19 @@ def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
             prediction = await counted.predict(deadline, lambda signatures: decode_predict(request, signatures, bounds))
             return Timed(encode_predict(request, prediction), prediction.spent)
 
-    async def classify(data: bytes, deadline: float) -> Timed:
-        request = parse(pb.ClassificationRequest, data)
-        spec, examples = request.model_spec, ProtoExamples(request.input, bounds)
-        with predictor.request(model_ref(spec), "grpc-tfs") as counted:
-            decode = partial(decode_examples, Method.CLASSIFY, examples, name=spec.signature_name, bounds=bounds)
-            prediction = await counted.predict(deadline, decode)
-            return Timed(encode_classification(prediction, len(examples)), prediction.spent)
+    def of_examples(method: Method, kind: type[_OfExamples], encode: Callable[[Prediction, int], bytes]) -> Handler:
+        async def answer(data: bytes, deadline: float) -> Timed:
+            request = parse(kind, data)
+            spec, examples = request.model_spec, ProtoExamples(request.input, bounds)
+            with predictor.request(model_ref(spec), "grpc-tfs") as counted:
+                decode = partial(decode_examples, method, examples, name=spec.signature_name, bounds=bounds)
+                prediction = await counted.predict(deadline, decode)
+                return Timed(encode(prediction, len(examples)), prediction.spent)
 
-    async def regress(data: bytes, deadline: float) -> Timed:
-        request = parse(pb.RegressionRequest, data)
-        spec, examples = request.model_spec, ProtoExamples(request.input, bounds)
-        with predictor.request(model_ref(spec), "grpc-tfs") as counted:
-            decode = partial(decode_examples, Method.REGRESS, examples, name=spec.signature_name, bounds=bounds)
-            prediction = await counted.predict(deadline, decode)
-            return Timed(encode_regression(prediction, len(examples)), prediction.spent)
+        return answer
+
+    classify = of_examples(Method.CLASSIFY, pb.ClassificationRequest, encode_classification)
+    regress = of_examples(Method.REGRESS, pb.RegressionRequest, encode_regression)
 
     async def multi_inference(data: bytes, deadline: float) -> bytes:
         request = parse(pb.MultiInferenceRequest, data)
