@@ -1,12 +1,13 @@
-"""The bench's models: `digits` as it is, and two made here, seeded and untrained.
+"""The benches' models: `digits` as it is, and others made here, seeded and untrained.
 
-``python -m load_tests.bench_models FOLDER`` writes them as ``FOLDER/<name>/1/model.keras``.
+``python -m load_tests.bench_models FOLDER [NAME …]`` writes them as ``FOLDER/<name>/1/model.keras``.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,87 @@ def five_ms(keras: Any) -> Any:
     return keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(pooled))
 
 
-def write(folder: Path) -> None:
-    """Write all of the bench's models below `folder`."""
+def cnn(keras: Any) -> Any:
+    """A small convolutional net on 28×28 pixels."""
+    inputs = keras.Input((28, 28, 1), name="x")
+    hidden = keras.layers.Conv2D(32, 3, activation="relu")(inputs)
+    hidden = keras.layers.MaxPooling2D()(hidden)
+    hidden = keras.layers.Conv2D(64, 3, activation="relu")(hidden)
+    hidden = keras.layers.MaxPooling2D()(hidden)
+    hidden = keras.layers.Flatten()(hidden)
+    return keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(hidden))
+
+
+def mobilenet(keras: Any) -> Any:
+    """MobileNetV2 on 96×96 pixels in colour."""
+    return keras.applications.MobileNetV2((96, 96, 3), weights=None, name="mobilenet")
+
+
+def resnet(keras: Any) -> Any:
+    """ResNet50 on 224×224 pixels in colour."""
+    return keras.applications.ResNet50(input_shape=(224, 224, 3), weights=None, name="resnet")
+
+
+def lstm(keras: Any) -> Any:
+    """Two LSTMs of 64 over 50 steps of 8 values."""
+    inputs = keras.Input((50, 8), name="x")
+    hidden = keras.layers.LSTM(64, return_sequences=True)(inputs)
+    hidden = keras.layers.LSTM(64)(hidden)
+    return keras.Model(inputs, keras.layers.Dense(1)(hidden))
+
+
+def gru_text(keras: Any) -> Any:
+    """Strings in: words looked up, embedded, read by a GRU."""
+    words = keras.layers.TextVectorization(2000, output_sequence_length=40)
+    words.adapt([" ".join(f"word{i}" for i in range(start, start + 50)) for start in range(0, 1500, 50)])
+    inputs = keras.Input((1,), dtype="string", name="text")
+    hidden = keras.layers.Embedding(2000, 64)(words(inputs))
+    hidden = keras.layers.GRU(64)(hidden)
+    return keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(hidden))
+
+
+def transformer(keras: Any) -> Any:
+    """An encoder of two blocks of width 128 over 32 tokens."""
+    tokens = keras.Input((32,), dtype="int32", name="tokens")
+    hidden = keras.layers.Embedding(1000, 128)(tokens)
+    for _ in range(2):
+        attended = keras.layers.MultiHeadAttention(4, 32)(hidden, hidden)
+        hidden = keras.layers.LayerNormalization()(hidden + attended)
+        wide = keras.layers.Dense(256, activation="gelu")(hidden)
+        hidden = keras.layers.LayerNormalization()(hidden + keras.layers.Dense(128)(wide))
+    pooled = keras.layers.GlobalAveragePooling1D()(hidden)
+    return keras.Model(tokens, keras.layers.Dense(4, activation="softmax")(pooled))
+
+
+def gan(keras: Any) -> Any:
+    """A generator: 64 values of noise to an image of 28×28."""
+    noise = keras.Input((64,), name="noise")
+    hidden = keras.layers.Dense(7 * 7 * 64, activation="relu")(noise)
+    hidden = keras.layers.Reshape((7, 7, 64))(hidden)
+    hidden = keras.layers.Conv2DTranspose(32, 4, strides=2, padding="same")(hidden)
+    hidden = keras.layers.LeakyReLU(0.2)(keras.layers.BatchNormalization()(hidden))
+    return keras.Model(noise, keras.layers.Conv2DTranspose(1, 4, strides=2, padding="same", activation="tanh")(hidden))
+
+
+SERVED = (dense, five_ms)
+"""What the server's bench asks, beside `digits`."""
+PLANNED = (dense, cnn, mobilenet, resnet, lstm, gru_text, transformer, gan)
+"""What the plans' bench runs: one of each family."""
+
+
+def write(folder: Path, builders: Iterable[Callable[[Any], Any]] = SERVED, *, digits: bool = True) -> None:
+    """Write models below `folder`."""
     import keras
 
-    for build in (dense, five_ms):
+    for build in builders:
         keras.utils.set_random_seed(1)
         target = folder / build.__name__ / "1"
         target.mkdir(parents=True)
         build(keras).save(target / "model.keras")
-    shutil.copytree(DIGITS, folder / "digits")
+    if digits:
+        shutil.copytree(DIGITS, folder / "digits")
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    wanted = [build for build in {*SERVED, *PLANNED} if build.__name__ in sys.argv[2:]]
+    write(Path(sys.argv[1]), wanted or SERVED, digits=not wanted)

@@ -6,9 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service import __version__
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,11 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve = commands.add_parser("serve", help="serve a folder of models, or one model", add_help=False)
     status = commands.add_parser("status", help="tell what a server serves, as a table")
     status.add_argument("--url", default="http://localhost:8501", help="its REST address (default: %(default)s)")
+    inspect = commands.add_parser("inspect", help="tell signatures and the plans that run them here", add_help=False)
+    plan = commands.add_parser("plan", help="find out a model's plans ahead of time, and keep them", add_help=False)
     args = list(sys.argv[1:] if argv is None else argv)
-    if args[:1] != ["serve"]:
-        return _status(parser.parse_args(args).url)  # help and errors leave from within
-    _add_settings(serve)
-    return _serve(vars(serve.parse_args(args[1:])))
+    with_settings = {"serve": (serve, _serve), "inspect": (inspect, _inspect), "plan": (plan, _plan)}
+    if args[:1] and args[0] in with_settings:
+        command, run = with_settings[args[0]]
+        _add_settings(command)
+        return run(vars(command.parse_args(args[1:])))
+    return _status(parser.parse_args(args).url)  # help and errors leave from within
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -76,13 +83,48 @@ def _status(url: str) -> int:
     return 0
 
 
-def _serve(flags: dict[str, Any]) -> int:
+def _settings(command: str, flags: dict[str, Any]) -> Settings | None:
     from service.settings import SettingsError, load_settings
 
     try:
-        settings = load_settings(flags)
+        return load_settings(flags)
     except SettingsError as error:
-        print(f"kiln serve: {error}", file=sys.stderr)
+        print(f"kiln {command}: {error}", file=sys.stderr)
+        return None
+
+
+def _inspect(flags: dict[str, Any]) -> int:
+    return _look_at_plans("inspect", flags)
+
+
+def _plan(flags: dict[str, Any]) -> int:
+    return _look_at_plans("plan", flags)
+
+
+def _look_at_plans(command: str, flags: dict[str, Any]) -> int:
+    """Print what is known of the plans of every version that a server would load; `plan` finds it out first."""
+    settings = _settings(command, flags)
+    if settings is None:
+        return 2
+    from service import logs
+    from service.errors import KilnError
+    from service.inspection import look_at
+
+    is_quiet = command == "inspect" and "log_level" not in flags
+    logs.configure("error" if is_quiet else settings.log_level, settings.log_format)
+    try:
+        failures = look_at(settings, tell=lambda text: print(text, flush=True), plan=command == "plan")
+    except (KilnError, OSError) as error:
+        print(f"kiln {command}: {error}", file=sys.stderr)
+        return 1
+    for failure in failures:
+        print(f"kiln {command}: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _serve(flags: dict[str, Any]) -> int:
+    settings = _settings("serve", flags)
+    if settings is None:
         return 2
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read when grpc is imported; Kiln never forks alone
     from service import logs

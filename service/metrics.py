@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,6 +22,7 @@ from prometheus_client.registry import Collector
 from service import __version__
 from service.errors import Code
 from service.registry.lifecycle import State, VersionStatus
+from service.runtime.plan_record import SignatureRecord
 from service.tallies import Count, Counts, Tallies, Tally
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
@@ -82,6 +84,13 @@ class Metrics:
             "kiln_memory_budget_bytes",
             "Memory that all versions together may take on a device.",
             ("device",),
+            registry=self.registry,
+        )
+        self._plans: dict[tuple[str, int], list[tuple[str, str, str, str, str]]] = {}
+        self._difference = Gauge(
+            "kiln_plan_batch_difference",
+            "The most by which company in a batch was seen to change an answer, absolute and relative.",
+            (*_VERSION, "signature", "kind"),
             registry=self.registry,
         )
         self._plan = Gauge(
@@ -185,10 +194,17 @@ class Metrics:
         """Show how much memory there is for models on a device."""
         self._memory_budget.labels(device).set(limit_bytes)
 
-    def plan_chosen(self, model: str, version: int, signature: str, plans: dict[int, str]) -> None:
-        """Show which plan serves each bucket: `plans` maps rows to a plan's name."""
-        for bucket_rows, plan in plans.items():
-            self._plan.labels(model, str(version), signature, str(bucket_rows), plan).set(1)
+    def plans_chosen(self, model: str, version: int, plans: Mapping[str, SignatureRecord]) -> None:
+        """Show which plan serves each bucket of each signature, in the place of those shown before."""
+        for labels in self._plans.pop((model, version), ()):
+            self._plan.remove(*labels)
+        shown = self._plans[model, version] = []
+        for signature, record in plans.items():
+            for rows, name in record.names.items():
+                shown.append((model, str(version), signature, str(rows), name))
+                self._plan.labels(*shown[-1]).set(1)
+            for kind, value in asdict(record.invariance).items():
+                self._difference.labels(model, str(version), signature, kind).set(value)
 
     def ready(self, *, is_ready: bool) -> None:
         self._ready.set(float(is_ready))

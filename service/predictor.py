@@ -18,6 +18,7 @@ from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidAr
 from service.metrics import Metrics, ObservedRequest
 from service.registry.config import ModelConfig
 from service.registry.lifecycle import VersionStatus
+from service.runtime.plan_record import SignatureRecord
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
 
 SERVER_NAME = "kiln"
@@ -87,6 +88,7 @@ class ModelInfo:
     config: ModelConfig = field(default_factory=ModelConfig)
     max_batch_rows: int = 1
     batch_wait_s: float = 0.0
+    plans: Mapping[str, SignatureRecord] = field(default_factory=dict)
 
 
 class Handle(Protocol):

@@ -41,6 +41,9 @@ from service.rpc.warmup_codec import decode_warm_up
 from service.runtime.devices import devices_for
 from service.runtime.memory import limit_bytes
 from service.runtime.model import LoadedModel, RuntimeOptions
+from service.runtime.parity import Tolerance
+from service.runtime.planning import PlanningOptions
+from service.runtime.xla import keep_programs_in
 from service.settings import Settings
 from service.shared_memory import SharedMemory
 
@@ -111,7 +114,7 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
     watcher = _watcher(settings)
     watcher.read_config_file()
     found = await watcher.found(watcher.configs)
-    registry = Registry(found, _registry_options(settings), metrics, configs=watcher.configs, watcher=watcher)
+    registry = Registry(found, registry_options(settings), metrics, configs=watcher.configs, watcher=watcher)
     on_signal(signal.SIGHUP, watcher.poke)
     health = Health(registry.can_serve)
     predictor = Predictor(registry, metrics)
@@ -240,16 +243,18 @@ def _bind(host: str, port: int) -> socket.socket:
         raise OSError(f"the REST port {host}:{port} cannot be bound: {error.strerror or error}") from error
 
 
-def _registry_options(settings: Settings) -> RegistryOptions:
+def registry_options(settings: Settings) -> RegistryOptions:
+    """How versions are brought in and batched, by the settings."""
+    keep_programs_in(settings.cache_dir / "plans" / "xla")
+
     def load(path: Path, config: ModelConfig) -> LoadedModel:
         options = RuntimeOptions(
-            settings.max_batch_rows,
-            settings.plan,
-            settings.plan_budget_s,
+            planning_options(settings, config),
             config.device,
             config.stateful,
             config.allow_operations,
             decode_warm_up,
+            settings.cache_dir / "plans",
         )
         return LoadedModel(path, options)
 
@@ -276,6 +281,20 @@ def _registry_options(settings: Settings) -> RegistryOptions:
         explicit=settings.model_control == "explicit",
         fixed=settings.model_control == "none",
         root=str(settings.models),
+    )
+
+
+def planning_options(settings: Settings, config: ModelConfig) -> PlanningOptions:
+    """How a model's plans are found, by its config and else by the settings."""
+    return PlanningOptions(
+        settings.max_batch_rows,
+        config.plan or settings.plan,
+        config.buckets,
+        settings.plan_budget_s if config.budget_s is None else config.budget_s,
+        Tolerance(config.rtol, config.atol),
+        config.deterministic,
+        config.precision,
+        Tolerance(config.precision_rtol, config.precision_atol),
     )
 
 

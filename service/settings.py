@@ -114,11 +114,14 @@ class Settings(BaseSettings):
     oversize: Literal["split", "refuse"] = Field(
         "split", description="what becomes of a request with more rows than a batch may have"
     )
-    plan: Literal["auto", "signature", "openvino"] = Field(
+    plan: Literal["auto", "signature", "frozen", "xla", "openvino"] = Field(
         "auto", description="execution plan: auto takes the fastest measured one that agrees with the signature"
     )
     plan_budget_s: float = Field(
-        10.0, ge=0, description="time to measure plans, per signature", json_schema_extra=_unit("seconds")
+        60.0,
+        ge=0,
+        description="time to measure plans, per model; they are measured while it serves",
+        json_schema_extra=_unit("seconds"),
     )
     import_timeout_s: float = Field(
         600.0, gt=0, description="time to convert one .keras or .h5 file", json_schema_extra=_unit("seconds")

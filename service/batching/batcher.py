@@ -57,6 +57,9 @@ class Model(Protocol):
     def expected_s(self, lane: Lane, rows: int) -> float:
         """Measured seconds of a batch of `rows` rows; infinite where it is not known."""
 
+    def most_rows(self, signature: str) -> int:
+        """How many rows a batch has at most: fusing more gives no more rows a second."""
+
     def run(self, lane: Lane, inputs: Tensors) -> Tensors:
         """Run one batch, ``(rows, …)`` in and out; called from the runner's thread, or inline."""
 
@@ -172,6 +175,12 @@ class Batcher:
             return reply
         return _join([entry.reply for entry in entries])  # type: ignore[misc]
 
+    def refresh(self, parallel: int) -> None:
+        """The model runs by other plans from now on, `parallel` batches at once."""
+        self._runner.widen(parallel)
+        self._lanes.clear()
+        self._plan_pump()
+
     async def stop(self, drain_s: float) -> bool:
         """Refuse new requests, finish the taken ones within `drain_s`, fail what is left.
 
@@ -201,6 +210,7 @@ class Batcher:
             lane = Lane(signature, shapes, conforms, fuses)
             if len(self._lanes) >= _MAX_LANES:
                 self._lanes.clear()  # callers choose the shapes
+            self.queue.set_most_rows(signature.name, self._model.most_rows(signature.name))
             self._lanes[lane.key] = lane
         return lane
 
@@ -231,7 +241,7 @@ class Batcher:
         now = self._clock()
         quiet_turns = quiet_turns + 1 if now - last_turn < _QUIET_TURN_S else 0
         is_settled = quiet_turns >= _QUIET_TURNS or now - start >= _LONGEST_SETTLE_S
-        if is_settled or self._is_busy() or self.queue.rows >= self.queue.limits.max_batch_rows:
+        if is_settled or self._is_busy() or self.queue.has_full_batch():
             self._pump()
         else:
             asyncio.get_running_loop().call_soon(self._settle, start, now, quiet_turns)

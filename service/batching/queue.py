@@ -105,6 +105,9 @@ class BatchQueue:
         self.rows = 0
         self.size_bytes = 0
         self._lanes: dict[tuple[str, tuple[tuple[int, ...], ...]], deque[Entry]] = {}
+        self._most_rows: dict[str, int] = {}
+        self._least_full = limits.max_batch_rows
+        """Fewer rows than that are no full batch of any signature."""
 
     def __repr__(self) -> str:
         return f"<BatchQueue {len(self)} entries, {self.rows} rows in {len(self._lanes)} lanes>"
@@ -171,9 +174,14 @@ class BatchQueue:
             for lane in self._lanes.values()
         )
 
+    def set_most_rows(self, signature: str, rows: int) -> None:
+        """Let batches of a signature have at most `rows` rows; a request that has more runs alone."""
+        self._most_rows[signature] = min(rows, self.limits.max_batch_rows)
+        self._least_full = min(self._most_rows.values())
+
     def has_full_batch(self) -> bool:
         """Whether the next batch could not grow by waiting, so that it may be assembled ahead."""
-        if self.rows < self.limits.max_batch_rows or not self._lanes:
+        if self.rows < self._least_full or not self._lanes:
             return False
         oldest = min(self._lanes.values(), key=lambda lane: lane[0].enqueued)
         return self._is_full(oldest)
@@ -208,12 +216,16 @@ class BatchQueue:
     def _is_full(self, lane: deque[Entry]) -> bool:
         if not lane[0].lane.fuses:
             return True
+        most = self._most(lane[0])
         rows = 0
         for entry in lane:
             rows += entry.rows
-            if rows >= self.limits.max_batch_rows:
+            if rows >= most:
                 return True
         return False
+
+    def _most(self, entry: Entry) -> int:
+        return self._most_rows.get(entry.lane.signature.name, self.limits.max_batch_rows)
 
     def _is_due(self, lane: deque[Entry], now: float) -> bool:
         wait = self.limits.batch_wait_s
@@ -226,7 +238,7 @@ class BatchQueue:
             if self._drop(entry, now, taken):
                 lane.popleft()
                 continue
-            if taken.entries and (not entry.lane.fuses or rows + entry.rows > self.limits.max_batch_rows):
+            if taken.entries and (not entry.lane.fuses or rows + entry.rows > self._most(entry)):
                 return
             lane.popleft()
             self._forget(entry)

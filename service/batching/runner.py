@@ -19,6 +19,9 @@ class Runner(Protocol):
     def start(self, job: Callable[[], T], done: Callable[[T | Exception], None]) -> None:
         """Queue `job`; `done` is called on the event loop with its result, or what it raised."""
 
+    def widen(self, parallel: int) -> None:
+        """Run `parallel` jobs at once from now on, if that is more than before."""
+
     def close(self) -> None:
         """Stop after the jobs that were started."""
 
@@ -48,6 +51,7 @@ class ThreadRunner:
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop, parallel: int = 1) -> None:
         self.parallel = parallel
+        self._name = name
         self._loop = loop
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         names = [name] if parallel == 1 else [f"{name}-{number}" for number in range(parallel)]
@@ -65,6 +69,14 @@ class ThreadRunner:
             self._tell(done, result)
 
         self._jobs.put(work)
+
+    def widen(self, parallel: int) -> None:
+        """Run `parallel` jobs at once from now on, if that is more than before."""
+        for number in range(self.parallel, parallel):
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self.parallel = max(self.parallel, parallel)
 
     def close(self) -> None:
         for _ in self._threads:

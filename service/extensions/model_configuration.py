@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.extensions.plans import plans_of
 from service.predictor import ModelInfo, choose_signature
 from service.registry.policy import All, Latest, VersionPolicy
 from service.runtime.base import buckets_up_to
@@ -17,7 +18,7 @@ def model_configuration(info: ModelInfo) -> dict[str, Any]:
     """``ModelConfig`` of the default signature, in the form that JSON has.
 
     ``max_batch_size`` is 0 where requests are not fused; shapes are whole then, and else without
-    their rows.
+    their rows. ``plans`` is Kiln's own, see `plans_of`.
     """
     signature = choose_signature(info.signatures)
     start = int(signature.batched)
@@ -46,6 +47,7 @@ def model_configuration(info: ModelInfo) -> dict[str, Any]:
             "max_queue_delay_microseconds": round(info.batch_wait_s * 1e6),
             "default_queue_policy": {"allow_timeout_override": True},
         }
+    told["plans"] = plans_of(info.plans)
     return told
 
 

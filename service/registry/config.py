@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from service.errors import InvalidArgument
 from service.registry.policy import All, Latest, Specific, VersionPolicy
+from service.runtime.base import PlanName, Precision
 
 
 def _policy(value: Any) -> VersionPolicy:
@@ -57,6 +58,23 @@ class ModelConfig(BaseModel):
     )
     on_demand: bool = Field(default=False, description="loaded at its first request; goes when idle, for room")
     stateful: bool = Field(default=False, description="its variables change: never fused, never run again")
+    plan: PlanName | None = Field(
+        default=None, description="`auto`, `signature`, `frozen`, `xla` or `openvino`; else the setting `plan`"
+    )
+    budget_s: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="seconds to measure plans; else the setting `plan_budget_s`"
+    )
+    buckets: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
+        default=(), description="batch sizes that plans are prepared for; else powers of two"
+    )
+    rtol: float = Field(default=1e-4, ge=0, description="how far a plan's floats may be from the signature's, relative")
+    atol: float = Field(default=1e-5, ge=0, description="the same, absolute; integers, booleans and strings are equal")
+    deterministic: bool = Field(
+        default=False, description="all batches are padded to one bucket, so that answers do not depend on company"
+    )
+    precision: Precision = Field(default="f32", description="`bf16` lets plans compute in bfloat16 where the CPU can")
+    precision_rtol: float = Field(default=1e-2, ge=0, description="`rtol` for plans of less precision")
+    precision_atol: float = Field(default=1e-2, ge=0, description="`atol` for plans of less precision")
     allow_operations: frozenset[str] = Field(
         default=frozenset(), description="operations that are refused otherwise, such as `ReadFile`"
     )

@@ -50,7 +50,7 @@ class VersionStatus:
 
     `since` is when it came into its state, in seconds since the epoch; `rows` is what it has
     answered, `memory_bytes` what it holds on its device, `left_out` the signatures that cannot be
-    served, and why.
+    served, and why; `batch_difference` is the most by which company in a batch was seen to change an answer.
     """
 
     model: str
@@ -63,8 +63,9 @@ class VersionStatus:
     memory_bytes: int = field(default=0, compare=False)
     rows: int = field(default=0, compare=False)
     left_out: str = field(default="", compare=False)
+    batch_difference: float = field(default=0.0, compare=False)
 
-    def told(self) -> dict[str, str | int]:
+    def told(self) -> dict[str, str | int | float]:
         """All of it as names and values; the time as ISO 8601, in UTC."""
         since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if self.since else ""
         return {
@@ -78,6 +79,7 @@ class VersionStatus:
             "memory_bytes": self.memory_bytes,
             "rows": self.rows,
             "left_out": self.left_out,
+            "batch_difference": self.batch_difference,
         }
 
 

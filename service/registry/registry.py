@@ -209,6 +209,7 @@ class Registry:
             config=self._models[ref.name].config,
             max_batch_rows=self._options.limits.max_batch_rows,
             batch_wait_s=self._options.limits.batch_wait_s,
+            plans=version.model.plans,
         )
 
     def statuses(self, ref: ModelRef) -> list[VersionStatus]:

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from service.batching.runner import Runner, ThreadRunner
 from service.errors import InvalidArgument, NotFound, Unavailable
@@ -49,6 +49,7 @@ class Bench:
     metrics: Metrics
     loading: asyncio.Semaphore
     room: Room
+    planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     clock: Callable[[], float] = time.monotonic
 
 
@@ -307,7 +308,9 @@ class ServedModel:
                 await version.load(self.config, self._bench.options, self._bench.metrics, loader, self._bench.room)
         if not version.is_ready:
             self._note_failure(version)
-        elif before is not None:
+            return
+        version.start_planning(self._bench.planning, self._bench.metrics)
+        if before is not None:
             await self._unload(before)
 
     def _note_failure(self, version: Version) -> None:

@@ -10,7 +10,7 @@ from service.batching.queue import Spent
 from service.errors import KilnError
 from service.metrics import Metrics
 from service.registry.version import Version, VersionHandle
-from service.runtime.planner import disagreement
+from service.runtime.parity import disagreement
 from service.tensors import Signature, Tensors
 
 Keep = Callable[[asyncio.Task[None]], None]

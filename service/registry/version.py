@@ -23,7 +23,7 @@ from service.registry.repository import Source
 from service.registry.room import Room
 from service.runtime.base import signatures_line
 from service.runtime.memory import MemoryUse
-from service.runtime.planner import Choice
+from service.runtime.plan_record import SignatureRecord
 from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.registry")
@@ -39,7 +39,15 @@ class Model(BatchModel, Protocol):
 
     @property
     def parallel(self) -> int: ...
-    def warm_up(self) -> Mapping[str, Choice]: ...
+    @property
+    def plans(self) -> Mapping[str, SignatureRecord]: ...
+    @property
+    def needs_planning(self) -> bool: ...
+    def warm_up(self) -> Mapping[str, SignatureRecord]: ...
+    @property
+    def is_planned(self) -> bool: ...
+    def plan(self, tell: Callable[[str], None] = ...) -> bool: ...
+    def cancel_planning(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -90,6 +98,7 @@ class Facts:
     device: str = ""
     plans: str = ""
     left_out: str = ""
+    batch_difference: float = 0.0
     load_s: float = 0.0
 
 
@@ -105,6 +114,7 @@ class Version:
         self.held_bytes: dict[str, int] = {}
         self.last_used = time.monotonic()
         self._on_change = on_change
+        self._planning: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Version {self.lifecycle!r}>"
@@ -125,6 +135,7 @@ class Version:
             memory_bytes=sum(self.held_bytes.values()),
             rows=self.batcher.rows_served if self.batcher else 0,
             left_out=self.facts.left_out,
+            batch_difference=self.facts.batch_difference,
         )
 
     @property
@@ -153,7 +164,7 @@ class Version:
             self.lifecycle.advance(State.WARMING)
             _log.info("warming up %s", self.label)
             warm_up_start = time.monotonic()
-            choices = await result_of(loader, model.warm_up)
+            await result_of(loader, model.warm_up)
             if memory is not None:
                 await result_of(loader, lambda: memory.remember(path, config, model.memory))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this version's failure only
@@ -164,7 +175,7 @@ class Version:
         room.settle(self.source.model, self.source.version, self.held_bytes)
         warm_up_s = time.monotonic() - warm_up_start
         self.facts.load_s = time.monotonic() - start
-        self._publish(model, choices, options, metrics)
+        self._publish(model, options, metrics)
         _log.info(
             "%s is ready on %s: %s (plans %s; loaded in %.1f s, of which warm-up %.1f s)",
             self.label,
@@ -175,7 +186,35 @@ class Version:
             warm_up_s,
         )
 
-    def _publish(self, model: Model, choices: Mapping[str, Choice], options: RegistryOptions, metrics: Metrics) -> None:
+    def start_planning(self, turn: asyncio.Semaphore, metrics: Metrics) -> None:
+        """Find out better plans while it serves, when it is its `turn`, and put them in use."""
+        if self.is_ready and self.model is not None and self.model.needs_planning:
+            self._planning = asyncio.create_task(self._plan(self.model, turn, metrics))
+
+    async def _plan(self, model: Model, turn: asyncio.Semaphore, metrics: Metrics) -> None:
+        runner = ThreadRunner(f"kiln-plan-{self.source.model}-{self.source.version}", asyncio.get_running_loop())
+        try:
+            async with turn:
+                start = time.monotonic()
+                _log.info("%s: looking for its fastest plans", self.label)
+                is_changed = await result_of(runner, model.plan)
+        except Exception:  # noqa: BLE001 - the version serves on without
+            _log.exception("%s: unexpected error while planning; it is served as before", self.label)
+            return
+        finally:
+            runner.close()
+        if is_changed and self.is_ready and self.batcher is not None:
+            self.batcher.refresh(model.parallel)
+            self._tell_plans(model, metrics)
+            _log.info("%s: planned in %.1f s: %s", self.label, time.monotonic() - start, self.facts.plans)
+
+    def _tell_plans(self, model: Model, metrics: Metrics) -> None:
+        name, number = self.source.model, self.source.version
+        self.facts.plans = ", ".join(sorted({n for r in model.plans.values() for n in r.names.values()})) or "none"
+        self.facts.batch_difference = max((r.invariance.absolute for r in model.plans.values()), default=0.0)
+        metrics.plans_chosen(name, number, model.plans)
+
+    def _publish(self, model: Model, options: RegistryOptions, metrics: Metrics) -> None:
         name, number = self.source.model, self.source.version
         self.batcher = batcher = Batcher(
             model,
@@ -186,10 +225,8 @@ class Version:
         )
         self.facts.device = model.device
         self.facts.left_out = "; ".join(model.left_out.values())
-        self.facts.plans = ", ".join(sorted({n for c in choices.values() for n in c.names.values()})) or "none"
+        self._tell_plans(model, metrics)
         metrics.loaded(name, number, self.facts.load_s)
-        for signature, choice in choices.items():
-            metrics.plan_chosen(name, number, signature, choice.names)
         self.lifecycle.advance(State.READY)
 
     async def _fail(self, error: Exception, loader: Runner) -> None:
@@ -218,6 +255,7 @@ class Version:
             return True
         assert self.batcher is not None
         assert self.model is not None
+        self.model.cancel_planning()
         idle = asyncio.Event()
         self.lifecycle.drain(idle.set)
         stop = time.monotonic() + drain_s
@@ -228,6 +266,8 @@ class Version:
             _log.warning("%s: %d requests not finished in time", self.label, self.lifecycle.handles)
         is_drained = await self.batcher.stop(max(stop - time.monotonic(), 0.0))
         metrics.forget_version(self.source.model, self.source.version)
+        if loader is not None and self._planning is not None:
+            await self._planning  # which was cancelled, but may be putting plans in use
         if loader is not None and is_drained:  # a run that hangs still needs its model
             await result_of(loader, self.model.close)
         self.model = self.batcher = None

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Literal, Protocol
 
 from service.tensors import Signature, Tensors
+
+PlanName = Literal["auto", "signature", "frozen", "xla", "openvino"]
+"""What may be asked for: the best that was measured, or one of a kind."""
+Precision = Literal["f32", "bf16"]
+Run = Callable[[Tensors], Tensors]
+"""Outputs by name from inputs by name. Batched: ``(rows, …)`` in and out. Raises `KilnError`."""
 
 
 class Plan(Protocol):
     """One way to run one signature."""
 
     name: str
+    pads: bool
+    """Whether what was prepared for a bucket takes exactly its rows; else it takes any number."""
 
-    def bucket_rows(self, rows: int) -> int:
-        """How many rows the plan wants to be given for `rows` rows; the surplus is padding."""
+    def prepare(self, rows: int) -> Run:
+        """What runs batches of `rows` rows, compiled; several threads may call it at once.
 
-    def run(self, inputs: Tensors) -> Tensors:
-        """Outputs by name. Batched: ``(rows, …)`` in and out. Raises `KilnError`."""
+        Raises:
+            PlanUnavailable: the signature cannot be compiled for that.
+        """
 
     def close(self) -> None:
         """Give back what the plan holds."""

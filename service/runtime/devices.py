@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from service.errors import ModelLoadError
@@ -52,8 +54,19 @@ def choose_devices(wanted: str, available: Sequence[str]) -> tuple[str, ...]:
 
 
 def devices_for(wanted: str) -> tuple[str, ...]:
-    """`choose_devices` among those of this machine; the first call imports TensorFlow."""
+    """`choose_devices` among those of this machine.
+
+    TensorFlow is not imported for a machine that has nothing but CPUs, where the first of them is meant.
+    """
+    if "tensorflow" not in sys.modules and (wanted in ("cpu", "cpu:0") or (wanted == "auto" and not accelerators())):
+        return ("CPU:0",)
     return choose_devices(wanted, available_devices())
+
+
+def accelerators() -> tuple[str, ...]:
+    """Device files of GPUs and TPUs; looking for them takes no TensorFlow."""
+    found = [p for pattern in ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*") for p in Path("/dev").glob(pattern)]
+    return tuple(sorted(map(str, found)))
 
 
 def memory_of(device: str) -> str:

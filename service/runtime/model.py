@@ -4,58 +4,50 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Literal
 
 from service.batching.queue import Lane
-from service.errors import ModelLoadError
-from service.runtime.base import Plan, bucket_for, buckets_up_to
+from service.errors import KilnError, ModelLoadError
+from service.runtime.base import PlanUnavailable
+from service.runtime.candidates import Workshop, needs_tensorflow
 from service.runtime.devices import devices_for
+from service.runtime.drawing import Drawer
 from service.runtime.memory import MemoryUse, Meter, release_memory, stored_bytes
-from service.runtime.openvino import OpenVinoPlan
-from service.runtime.planner import Candidate, Choice, choose
-from service.runtime.savedmodel import SavedModel
+from service.runtime.plan_record import SIGNATURE_PLAN, ModelRecord, PlanCache, SignatureRecord, machine, record_key
+from service.runtime.planner import first_inputs
+from service.runtime.planning import Planning, PlanningOptions, Request
+from service.runtime.ranges import outside
+from service.runtime.replica import Replica
+from service.runtime.table import Table, build_table, check_table, own_table, quick_record
 from service.runtime.warmup import WARM_UP_FILE, DecodeRecord, replay
-from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors
+from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.runtime")
-PlanName = Literal["auto", "signature", "openvino"]
+_WARM_UP_S = 2.0
+"""Buckets are warmed up, from the smallest, until so much time is spent."""
+_FIRST_RUN_S = 0.05
+"""A first run that was shorter is done again, for its time to be known."""
 
 
 @dataclass(frozen=True)
 class RuntimeOptions:
     """How a version is placed and planned: see the settings and the fields of `ModelConfig` of the same names.
 
-    `decode_warm_up` reads the records of a warm-up file, which is not replayed without it.
+    `decode_warm_up` reads the records of a warm-up file, which is not replayed without it. Without `plan_dir`, the
+    folder of what planning found, nothing is planned.
     """
 
-    max_batch_rows: int
-    plan: PlanName = "auto"
-    plan_budget_s: float = 10.0
+    planning: PlanningOptions
     device: str = "auto"
     stateful: bool = False
     allow_operations: frozenset[str] = frozenset()
     decode_warm_up: DecodeRecord | None = None
-
-
-class Replica:
-    """The model on one device: its graph, and for each signature TensorFlow's plan and those chosen."""
-
-    def __init__(self, saved_model: SavedModel) -> None:
-        self.saved_model = saved_model
-        self.baselines = {name: saved_model.plan(s) for name, s in saved_model.signatures.items()}
-        self.choices: dict[str, Choice] = {}
-
-    def close(self) -> None:
-        """Free all plans, each once, and the graph."""
-        plans: list[Plan] = list(self.baselines.values())
-        plans += [plan for choice in self.choices.values() for plan in choice.plans.values()]
-        for plan in {id(plan): plan for plan in plans}.values():
-            plan.close()
-        self.saved_model.close()
+    plan_dir: Path | None = None
 
 
 class LoadedModel:
@@ -65,67 +57,277 @@ class LoadedModel:
     """
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
-        """Load the SavedModel at `path`; raises `ModelLoadError`. `left_out` has the signatures that are not served."""
+        """Load the SavedModel at `path`; raises `ModelLoadError`. `left_out` has the signatures that are not served.
+
+        Where its plans are known from before and none of them needs TensorFlow, that is not even imported.
+        """
         self._path = path
         self._options = options
-        self._buckets = buckets_up_to(options.max_batch_rows)
         self.devices = devices_for(options.device)
         self.device = ", ".join(self.devices)
         if options.stateful and len(self.devices) > 1:
             raise ModelLoadError(f"a stateful model has one copy, but device {options.device!r} is {self.device}")
         self.memory: dict[str, MemoryUse] = {}
         """What it takes of each memory (``CPU``, ``GPU:0``); known after `warm_up`."""
-        self._meter = Meter(self.devices, stored_bytes(path))
-        self._replicas: list[Replica] = []
+        self.plans: Mapping[str, SignatureRecord] = {}
+        """What is known of each signature's plans; known after `warm_up`, and better after `plan`."""
+        self.is_planned = False
+        self._is_cold = False
+        """Whether it runs on what needs no TensorFlow, until that is loaded."""
+        self._samples: dict[str, Tensors] = {}
+        self._planning: Planning | None = None
+        self._running = 0
+        self._lock = threading.Lock()
+        self._free: SimpleQueue[Replica] = SimpleQueue()
+        self._replicas = [Replica(path, device, options.allow_operations) for device in self.devices]
+        self._key, self._about = self._identify()
+        self._record = self._known()
         try:
-            for device in self.devices:
-                self._replicas.append(Replica(SavedModel(path, device, allow_operations=options.allow_operations)))
+            self._meter = Meter(self.devices, stored_bytes(path))
+            if self._record is None or not _can_start_cold(self._record):
+                for replica in self._replicas:
+                    replica.load()
         except Exception:
             self.close()
             raise
-        saved_model = self._replicas[0].saved_model
-        self.left_out = saved_model.left_out
-        self.signatures = {n: replace(s, stateful=options.stateful) for n, s in saved_model.signatures.items()}
-        self._free: SimpleQueue[Replica] = SimpleQueue()
-        for replica in self._replicas:
-            self._free.put(replica)
+        loaded = self._replicas[0].loaded
+        known = loaded or self._record
+        assert known is not None
+        self.left_out = known.left_out
+        self.signatures = {n: replace(s, stateful=options.stateful) for n, s in known.signatures.items()}
+        self._share_out(1)
 
     @property
     def parallel(self) -> int:
         """How many batches may run at once."""
-        return len(self._replicas)
+        return self._streams * len(self._replicas)
 
-    def warm_up(self) -> dict[str, Choice]:
-        """Replay the warm-up file, run every signature on every bucket and choose its plans; blocks for seconds.
+    @property
+    def needs_planning(self) -> bool:
+        """Whether `plan` has something to find out, or TensorFlow to load that was left for later."""
+        return (self._may_plan and not self.is_planned) or self._is_awaited
 
-        Further replicas try the plans that the first one chose, and no others. A stateful model is
-        not run at all: TensorFlow's plan serves it.
+    def most_rows(self, signature: str) -> int:
+        """The most rows that one batch is best given: more of them a second are not answered by fusing more."""
+        record = self.plans.get(signature)
+        return record.best_rows if record is not None and record.best_rows else self._options.planning.max_batch_rows
+
+    def warm_up(self) -> Mapping[str, SignatureRecord]:
+        """Replay the warm-up file, and run every signature, by the plans that are known from before.
+
+        A stateful model is not run at all: TensorFlow's plan serves it.
 
         Raises:
             KilnError: a signature fails on what it declares, or on a warm-up record.
         """
-        first = self._replicas[0]
         if self._options.stateful:
-            first.choices = {name: Choice({1: plan}, {}) for name, plan in first.baselines.items()}
-            self.memory = self._meter.read()
-            return first.choices
-        samples = self._replay()
-        for replica in self._replicas:
-            for name, signature in self.signatures.items():
-                candidates = [] if self._is_alias(signature) else self._candidates(signature, replica)
-                if replica is not first:
-                    chosen = set(first.choices[name].names.values())
-                    candidates = [candidate for candidate in candidates if candidate.name in chosen]
-                replica.choices[name] = choose(
-                    signature,
-                    replica.baselines[name],
-                    candidates,
-                    self._buckets if signature.batched else (1,),
-                    self._options.plan_budget_s,
-                    sample=samples.get(name),
-                )
+            self.plans = {name: SignatureRecord({}, note="stateful") for name in self.signatures}
+        else:
+            if self._replicas[0].loaded is not None:
+                self._samples = self._replay()
+            record = self._record
+            if record is not None and self._replicas[0].loaded is None and _starts_tensorflow(record):
+                self._is_cold = self._adopt(cold_record(record))
+                self.is_planned = False
+            elif record is not None:
+                self._adopt(record)
+            if not self.plans:
+                self._warm_up_own()
         self.memory = self._meter.read()
-        return first.choices
+        return self.plans
+
+    def plan(self, tell: Callable[[str], None] = lambda line: None) -> bool:  # noqa: ARG005
+        """Find out the plans in a child process and put them in use; blocks. False where nothing has changed."""
+        if self._is_awaited:
+            for replica in self._replicas:
+                replica.load()
+        if not self._may_plan or self.is_planned:
+            return False
+        if self._is_cold and self._record is not None:
+            self._is_cold = False
+            if self._adopt(self._record):
+                return True
+        options = self._options
+        assert options.plan_dir is not None
+        request = Request(
+            str(self._path), self.devices[0], self._key, str(options.plan_dir), str(options.plan_dir / "xla"),
+            self._about, options.planning, tuple(sorted(options.allow_operations)),
+        )  # fmt: skip
+        self._planning = Planning(request, self._samples)
+        record = self._planning.run(tell)
+        return record is not None and self._adopt(record)
+
+    def cancel_planning(self) -> None:
+        """End `plan`, which another thread is in."""
+        if self._planning is not None:
+            self._planning.cancel()
+
+    def bucket_rows(self, lane: Lane, rows: int) -> int:
+        """Rows to hand to the plan for `rows` rows of `lane`."""
+        table = self._table(self._replicas[0], lane)
+        return rows if table is None else table.cell(rows, beside_others=False).given_rows(rows)
+
+    def expected_s(self, lane: Lane, rows: int) -> float:
+        """Measured seconds of a batch; infinite for shapes that were not measured."""
+        signature = lane.signature
+        table = self._table(self._replicas[0], lane)
+        if table is None or not lane.fuses or signature.has_open_sizes:
+            return math.inf
+        return next((cell.seconds for bucket, cell in table.record.chosen.items() if bucket >= rows), math.inf)
+
+    def run(self, lane: Lane, inputs: Tensors) -> Tensors:
+        """Run a batch of `lane`, already padded to `bucket_rows`, on the replica that has been free for longest."""
+        if self.parallel == 1:
+            return self._run_on(self._replicas[0], lane, inputs, beside_others=False)
+        replica = self._free.get()
+        with self._lock:
+            self._running += 1
+            beside_others = self._running > len(self._replicas)
+        try:
+            return self._run_on(replica, lane, inputs, beside_others=beside_others)
+        finally:
+            with self._lock:
+                self._running -= 1
+            self._free.put(replica)
+
+    def close(self) -> None:
+        """Free all plans and the model, and give the memory back."""
+        self.cancel_planning()
+        for replica in self._replicas:
+            replica.close()
+        release_memory()
+
+    def _run_on(self, replica: Replica, lane: Lane, inputs: Tensors, *, beside_others: bool) -> Tensors:
+        name = lane.signature.name
+        table = self._table(replica, lane)
+        if table is None or (table.record.ranges and outside(table.record.ranges, inputs)):
+            return replica.own_run(name)(inputs)
+        rows = len(next(iter(inputs.values()))) if lane.fuses else 1
+        return table.cell(rows, beside_others=beside_others).run(inputs, rows)
+
+    def _table(self, replica: Replica, lane: Lane) -> Table | None:
+        return replica.tables.get(lane.signature.name) if lane.conforms else None
+
+    @property
+    def _may_plan(self) -> bool:
+        options = self._options
+        return options.plan_dir is not None and not options.stateful and options.planning.plan != SIGNATURE_PLAN
+
+    @property
+    def _is_awaited(self) -> bool:
+        """Whether requests may come that only TensorFlow can answer, which is not loaded."""
+        if self._replicas[0].loaded is not None:
+            return False
+        return (
+            self._is_cold
+            or any(s.takes_other_shapes for s in self.signatures.values())
+            or any(
+                not record.chosen or record.ranges or any(needs_tensorflow(name) for name, _ in record.needed)
+                for record in self.plans.values()
+            )
+        )
+
+    def _identify(self) -> tuple[str, dict[str, object]]:
+        """The key of what is known of its plans, and what that depends on beside its content."""
+        options = self._options
+        if not self._may_plan:
+            return "", {}
+        about = {**machine(), "device": self.devices[0], "options": asdict(options.planning)}
+        about["allow_operations"] = sorted(options.allow_operations)
+        try:
+            return record_key(self._path, about), about
+        except OSError as error:
+            raise ModelLoadError(f"it cannot be read: {error}") from error
+
+    def _known(self) -> ModelRecord | None:
+        if not self._key or self._options.plan_dir is None:
+            return None
+        return PlanCache(self._options.plan_dir).find(self._key)
+
+    def _share_out(self, streams: int) -> None:
+        """Let `streams` batches run at once on each replica."""
+        if streams < getattr(self, "_streams", 0):
+            return  # they are given out already
+        for replica in self._replicas:
+            for _ in range(streams - getattr(self, "_streams", 0)):
+                self._free.put(replica)
+        self._streams = streams
+
+    def _warm_up_own(self) -> None:
+        """Run every signature in the graph as it is; what that takes is the first estimate of its cost."""
+        records: dict[str, SignatureRecord] = {}
+        for replica in self._replicas:
+            tables = {}
+            for name, signature in self.signatures.items():
+                own = replica.own_run(name)
+                record = records.get(name) or self._time_own(signature, own)
+                records[name] = record
+                tables[name] = own_table(record, own, pads=self._options.planning.deterministic)
+            replica.swap(tables)
+        self.plans = records
+
+    def _time_own(self, signature: Signature, own: Callable[[Tensors], Tensors]) -> SignatureRecord:
+        buckets = self._options.planning.all_buckets if signature.batched else (1,)
+        seconds = dict.fromkeys(buckets, math.inf)
+        drawer = Drawer(signature, self._samples.get(signature.name))
+        if first_inputs(drawer, own, buckets[:1]):
+            stop = time.monotonic() + _WARM_UP_S
+            for rows in buckets:
+                inputs = drawer.batch(rows)
+                seconds[rows] = _time(own, inputs)
+                if seconds[rows] < _FIRST_RUN_S:
+                    seconds[rows] = _time(own, inputs)
+                if time.monotonic() > stop:
+                    break
+        return quick_record(signature, seconds, SIGNATURE_PLAN)
+
+    def _adopt(self, record: ModelRecord) -> bool:
+        """Put the plans of `record` in use, on all replicas or on none; False if one of them cannot be had any more."""
+        assert self._options.plan_dir is not None
+        cache = PlanCache(self._options.plan_dir)
+        made: list[dict[str, Table]] = []
+        try:
+            for replica in self._replicas:
+                made.append({})
+                for name, signature in record.signatures.items():
+                    plans = record.plans[name]
+                    if not plans.twin:
+                        made[-1][name] = self._make_table(replica, signature, plans, cache.place(self._key))
+                for name, plans in record.plans.items():
+                    if plans.twin:
+                        made[-1][name] = replace(made[-1][plans.twin], plans=[])
+        except (PlanUnavailable, KilnError) as error:
+            _log.warning("what was planned for %s before does not serve: %s", self._path.name, error)
+            for table in (table for tables in made for table in tables.values()):
+                table.close()
+            cache.drop(self._key)
+            for replica in self._replicas:
+                replica.load()
+            return False
+        for replica, tables in zip(self._replicas, made, strict=True):
+            replica.swap(tables)
+        self.plans = record.plans
+        self.is_planned = True
+        self._share_out(max((r.streams for r in record.plans.values()), default=1))
+        return True
+
+    def _make_table(self, replica: Replica, signature: Signature, record: SignatureRecord, programs: Path) -> Table:
+        options = self._options.planning
+        own = replica.run_own(signature.name)
+        if not record.chosen:
+            record = quick_record(signature, {1: math.inf}, SIGNATURE_PLAN)
+        workshop = Workshop(self._path, replica.loaded, programs)
+        table = build_table(
+            record, own, lambda name: workshop.build(name, signature), SIGNATURE_PLAN, pads=options.deterministic
+        )
+        if record.needed != {(SIGNATURE_PLAN, rows) for rows in record.chosen}:
+            drawer = Drawer(signature, self._samples.get(signature.name))
+            tolerance = options.precision_tolerance if options.precision != "f32" else options.tolerance
+            problem = check_table(table, drawer, tolerance, own if replica.loaded is not None else None)
+            if problem:
+                table.close()
+                raise PlanUnavailable(f"{signature.name}: {problem}")
+        return table
 
     def _replay(self) -> dict[str, Tensors]:
         """Run the records of the warm-up file, if there is one; inputs that were seen, by signature."""
@@ -138,62 +340,29 @@ class LoadedModel:
 
         def run(signature: Signature, inputs: Tensors) -> None:
             for replica in self._replicas:
-                replica.baselines[signature.name].run(inputs)
+                replica.own_run(signature.name)(inputs)
 
-        return replay(path, self.signatures, decode=decode, run=run, keep_rows=self._options.max_batch_rows)
+        return replay(path, self.signatures, decode=decode, run=run, keep_rows=self._options.planning.max_batch_rows)
 
-    def bucket_rows(self, lane: Lane, rows: int) -> int:
-        """Rows to hand to the plan for `rows` rows of `lane`."""
-        return self._plan(self._replicas[0], lane, rows).bucket_rows(rows)
 
-    def expected_s(self, lane: Lane, rows: int) -> float:
-        """Measured seconds of a batch; infinite for shapes that were not measured."""
-        signature = lane.signature
-        choice = self._replicas[0].choices.get(signature.name)
-        if choice is None or not lane.conforms or not lane.fuses or signature.has_open_sizes:
-            return math.inf
-        cost = choice.costs.get(bucket_for(self._buckets, rows))
-        return cost.seconds if cost else math.inf
+def _starts_tensorflow(record: ModelRecord) -> bool:
+    """Whether a plan that was chosen runs in TensorFlow."""
+    names = {name for plans in record.plans.values() if not plans.twin for name, _ in plans.needed}
+    return any(needs_tensorflow(name) for name in names) or any(not plans.chosen for plans in record.plans.values())
 
-    def run(self, lane: Lane, inputs: Tensors) -> Tensors:
-        """Run a batch of `lane`, already padded to `bucket_rows`, on the replica that has been free for longest."""
-        rows = len(next(iter(inputs.values()))) if lane.fuses else 1
-        if len(self._replicas) == 1:
-            return self._plan(self._replicas[0], lane, rows).run(inputs)
-        replica = self._free.get()
-        try:
-            return self._plan(replica, lane, rows).run(inputs)
-        finally:
-            self._free.put(replica)
 
-    def close(self) -> None:
-        """Free all plans and the model, and give the memory back."""
-        for replica in self._replicas:
-            replica.close()
-        release_memory()
+def _can_start_cold(record: ModelRecord) -> bool:
+    """Whether each signature has plans that need no TensorFlow."""
+    return all(plans.twin or plans.cold for plans in record.plans.values())
 
-    def _plan(self, replica: Replica, lane: Lane, rows: int) -> Plan:
-        name = lane.signature.name
-        choice = replica.choices.get(name)
-        if not lane.conforms or choice is None:
-            return replica.baselines[name]
-        return choice.plans.get(bucket_for(self._buckets, rows), replica.baselines[name])
 
-    def _is_alias(self, signature: Signature) -> bool:
-        """Whether it looks the same as the default one: Keras exports its model under two names."""
-        default = self.signatures.get(DEFAULT_SIGNATURE)
-        return default is not None and default is not signature and default.describe() == signature.describe()
+def cold_record(record: ModelRecord) -> ModelRecord:
+    """The same with the plans that need no TensorFlow, one batch at a time."""
+    plans = {name: replace(p, chosen=p.cold, streams=1, shared="") for name, p in record.plans.items()}
+    return replace(record, plans=plans)
 
-    def _candidates(self, signature: Signature, replica: Replica) -> list[Candidate]:
-        if self._options.plan == "signature":
-            return []
-        forced = self._options.plan == "openvino"
-        one_thread, all_threads = (
-            partial(OpenVinoPlan, self._path, signature, self._buckets, threads) for threads in (1, 0)
-        )
-        if forced:
-            return [Candidate("openvino-1", one_thread, forced=True), Candidate("openvino", all_threads)]
-        pooled = Candidate("signature-pool", partial(replica.saved_model.plan, signature, pooled=True))
-        if not replica.saved_model.device.startswith("CPU"):
-            return [pooled]  # compiled for the CPU, OpenVINO is no rival to the device that TensorFlow found
-        return [pooled, Candidate("openvino-1", one_thread), Candidate("openvino", all_threads)]
+
+def _time(run: Callable[[Tensors], Tensors], inputs: Tensors) -> float:
+    start = time.perf_counter()
+    run(inputs)
+    return time.perf_counter() - start

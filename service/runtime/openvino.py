@@ -1,64 +1,148 @@
-"""The OpenVINO plan: the SavedModel's default signature, compiled for this CPU in float32."""
+"""The OpenVINO plan: the SavedModel's default signature, compiled for this CPU."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from service.errors import Internal
-from service.runtime.base import PlanUnavailable, bucket_for
+from service.runtime.base import PlanUnavailable, Run
+from service.runtime.memory import stored_bytes
 from service.tensors import DEFAULT_SIGNATURE, DataType, Signature, Tensors
+
+_LARGEST_FIXED_BYTES = 32 * 2**20
+"""Variables of models that are compiled for each bucket by itself: a fifth faster, but each has its own weights."""
+_OPEN_ROWS = 0
 
 
 class OpenVinoPlan:
-    """Runs batches padded to the next bucket, so that each kernel is built once, at warm-up."""
+    """Runs batches of whole buckets, each compiled with its sizes known, on `streams` × `threads` threads."""
 
-    def __init__(self, path: Path, signature: Signature, buckets: tuple[int, ...], threads: int) -> None:
-        """Convert and compile; `threads` 0 takes all cores.
+    pads = True
+
+    def __init__(
+        self,
+        path: Path,
+        signature: Signature,
+        *,
+        threads: int = 0,
+        streams: int = 1,
+        precision: str = "f32",
+        programs: Path | None = None,
+    ) -> None:
+        """`threads` for each stream, 0 for all cores; `programs` is a folder where what was compiled is kept.
 
         Raises:
-            PlanUnavailable: not installed, or the model has something that OpenVINO cannot run.
+            PlanUnavailable: not installed, or the signature is none that it could run.
         """
-        self.name = f"openvino-{threads}" if threads else "openvino"
-        self._buckets = buckets
-        _check_supported(signature)
+        self.name = plan_name(threads=threads, streams=streams, precision=precision)
+        self._path = path
+        self._signature = signature
+        self._programs = programs
+        check_supported(signature)
         try:
             import openvino as ov
         except ImportError as error:
             raise PlanUnavailable("openvino is not installed") from error
-        # float32 throughout: left to itself OpenVINO takes bfloat16 where the CPU has it, which
-        # differed from TensorFlow by 1e-3
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+        # left to itself OpenVINO takes bfloat16 where the CPU has it, which differed from TensorFlow by 1e-3
+        self._options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": streams,
+        }
         if threads:
-            options["INFERENCE_NUM_THREADS"] = threads
-        try:
-            core = ov.Core()
-            model = core.read_model(path)
-            _check_names(model, signature)
-            self._request = core.compile_model(model, "CPU", options).create_infer_request()
-        except PlanUnavailable:
-            raise
-        except Exception as error:
-            raise PlanUnavailable(str(error).strip().splitlines()[-1]) from error
-        self._outputs = [(spec.name, spec.dtype.numpy) for spec in signature.outputs]
+            self._options["INFERENCE_NUM_THREADS"] = threads * streams
+        self._core = ov.Core()
+        if precision not in ("f32", *map(str.lower, self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))):
+            raise PlanUnavailable(f"this CPU has no {precision}")
+        self._is_fixed = stored_bytes(path) <= _LARGEST_FIXED_BYTES and not signature.has_open_sizes
+        self._compiled: dict[int, Any] = {}
 
-    def bucket_rows(self, rows: int) -> int:
-        return bucket_for(self._buckets, rows)
+    def program(self, rows: int) -> str:
+        """The name of the file that keeps what is compiled for a bucket."""
+        return program_name(self.name, rows if self._is_fixed else _OPEN_ROWS)
 
-    def run(self, inputs: Tensors) -> Tensors:
-        """See `Plan.run`. The outputs are copies: the request's own buffers are used again."""
-        try:
-            self._request.infer(inputs, share_inputs=True)
-            return {name: self._request.get_tensor(name).data.astype(dtype) for name, dtype in self._outputs}
-        except Exception as error:
-            raise Internal(f"the model failed: {type(error).__name__}: {error}") from error
+    def prepare(self, rows: int) -> Run:
+        key = rows if self._is_fixed else _OPEN_ROWS
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            try:
+                compiled = self._compiled[key] = self._kept(rows) or self._compile(rows)
+            except PlanUnavailable:
+                raise
+            except Exception as error:
+                raise PlanUnavailable(_reason(error)) from error
+        return _Requests(compiled, self._signature).run
 
     def close(self) -> None:
-        del self._request
+        self._compiled.clear()
+
+    def _kept(self, rows: int) -> Any:
+        """What was compiled and kept before; None if there is nothing of the kind."""
+        file = self._programs / self.program(rows) if self._programs else None
+        if file is None or not file.is_file():
+            return None
+        with contextlib.suppress(Exception):  # of another version, or broken: compiled again
+            return self._core.import_model(file.read_bytes(), "CPU", self._options)
+        return None
+
+    def _compile(self, rows: int) -> Any:
+        model = self._core.read_model(self._path)
+        _check_names(model, self._signature)
+        if self._is_fixed:
+            model.reshape({node: [rows, *list(node.partial_shape)[1:]] for node in model.inputs})
+        compiled = self._core.compile_model(model, "CPU", self._options)
+        if self._programs is not None:
+            _write_whole(self._programs / self.program(rows), compiled.export_model().getvalue())
+        return compiled
 
 
-def _check_supported(signature: Signature) -> None:
-    if signature.name != DEFAULT_SIGNATURE:  # the one that OpenVINO's front end reads from a SavedModel
+class _Requests:
+    """As many requests as threads call at once; a request's own buffers are used again, so that outputs are copies."""
+
+    def __init__(self, compiled: Any, signature: Signature) -> None:
+        self._compiled = compiled
+        self._outputs = [(spec.name, spec.dtype.numpy) for spec in signature.outputs]
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        self._idle.put(compiled.create_infer_request())
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """See `service.runtime.base.Run`."""
+        try:
+            request = self._idle.get_nowait()
+        except Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            request.infer(inputs, share_inputs=True)
+            return {name: request.get_tensor(name).data.astype(dtype) for name, dtype in self._outputs}
+        except Exception as error:
+            raise Internal(f"the model failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._idle.put(request)
+
+
+def plan_name(*, threads: int = 0, streams: int = 1, precision: str = "f32") -> str:
+    """``openvino``, ``openvino-1``, ``openvino-2x1`` (streams × threads), ``openvino-bf16-1``."""
+    parts = ["openvino"] + [precision] * (precision != "f32")
+    if streams > 1:
+        parts.append(f"{streams}x{threads}")
+    elif threads:
+        parts.append(str(threads))
+    return "-".join(parts)
+
+
+def program_name(plan: str, rows: int) -> str:
+    """The file that keeps what was compiled of a plan for a bucket; 0 for all buckets."""
+    return f"{plan}-{rows}.openvino"
+
+
+def check_supported(signature: Signature) -> None:
+    """Raise `PlanUnavailable` for a signature that OpenVINO's front end does not read from a SavedModel."""
+    if signature.name != DEFAULT_SIGNATURE:
         raise PlanUnavailable(f"only the signature {DEFAULT_SIGNATURE!r} can be compiled")
     if not signature.batched:
         raise PlanUnavailable("the signature has no batch dimension")
@@ -75,3 +159,16 @@ def _check_names(model: Any, signature: Signature) -> None:
         wanted = {spec.name for spec in specs}
         if not wanted <= names:
             raise PlanUnavailable(f"the converted model's {kind} are {sorted(names)}, not {sorted(wanted)}")
+
+
+def _write_whole(file: Path, data: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent)
+    with os.fdopen(handle, "wb") as target:
+        target.write(data)
+    Path(name).replace(file)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[-1] if text else type(error).__name__

@@ -2,253 +2,437 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from service.errors import KilnError
-from service.runtime.base import Plan, PlanUnavailable
-from service.tensors import Array, DataType, Signature, Tensors, TensorSpec
+from service.runtime.base import Plan, PlanUnavailable, Run
+from service.runtime.drawing import Drawer
+from service.runtime.measuring import UNKNOWN, measure, rows_per_s
+from service.runtime.memory import resident_bytes
+from service.runtime.parity import STRICT, Difference, Tolerance, difference, disagreement, same_labels
+from service.runtime.plan_record import SIGNATURE_PLAN, Chosen, Measured, SignatureRecord
+from service.runtime.ranges import proved_ranges
+from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.planner")
-_RTOL = 1e-4
-_ATOL = 1e-5
-_OPEN_SIZES = (32, 1, 224)
-"""Sizes tried, in order, for a dimension that the signature leaves open."""
-_RUNS = 15
-_SECONDS_PER_CELL = 0.3
-_PAUSE_S = 200e-6
-"""Between timed runs, as between batches of a server: threads that spin through it show as CPU time."""
-_WORTH_A_CHANGE = 0.95
-
-Build = Callable[[], Plan]
+_SECOND_ROWS = 8
+_LEFT_BEHIND = 3.0
+"""A plan that is so many times slower than the fastest in the first two buckets is not tried in the others."""
+_ALIKE = 0.95
+"""Plans within a twentieth count as equally fast: the one that takes less CPU time is chosen."""
+_WORTH_A_CHANGE = 0.97
+_WORTH_PIECES = 0.95
+_PIECE_S = 15e-6
+"""What cutting and joining costs a piece."""
+_WORTH_FUSING = 0.98
+_SHORT_S = 300e-6
+_SPINNING = 2.0
+"""A short plan whose threads take so many times the CPU time that their work can have been is not chosen."""
+_MIN_STREAM_S = 1e-3
+_WORTH_STREAMS = 1.1
+_INVARIANCE_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan that may be tried; one that is `forced` is taken wherever it agrees."""
+    """A plan that may be tried; `tolerance` is what its answers are held to."""
 
     name: str
-    build: Build
-    forced: bool = False
+    build: Callable[[], Plan]
+    tolerance: Tolerance = STRICT
+
+
+class Budget:
+    """Time for planning: what the clock says, or what this process got of the CPU where that is less."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    @property
+    def is_spent(self) -> bool:
+        return min(time.monotonic() - self._wall, time.process_time() - self._cpu) >= self._seconds
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one batch takes: seconds until it is done, and CPU seconds of all threads."""
+class PlanOptions:
+    """How a signature is planned.
 
-    seconds: float
-    cpu_s: float
-
-    @property
-    def score(self) -> float:
-        """Less is better: the wait of this batch, and what is taken from everything else.
-
-        By time alone a plan on all cores wins whose idle threads spin: 50 µs and 400 µs of CPU for
-        64 rows of a dense model, where one thread takes 76 and 78.
-        """
-        return self.seconds + self.cpu_s
-
-
-_UNKNOWN = Cost(float("inf"), float("inf"))
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The plan for each bucket of rows, and what a batch of that size was measured to cost."""
-
-    plans: dict[int, Plan]
-    costs: dict[int, Cost]
-
-    @property
-    def names(self) -> dict[int, str]:
-        return {bucket: plan.name for bucket, plan in self.plans.items()}
-
-
-def choose(
-    signature: Signature,
-    baseline: Plan,
-    candidates: Sequence[Candidate],
-    buckets: Sequence[int],
-    budget_s: float,
-    *,
-    sample: Tensors | None = None,
-) -> Choice:
-    """Warm the baseline up, and take a candidate wherever it is faster and answers the same.
-
-    Inputs are the rows of `sample`, ``(rows, …)``, as often as it takes, or where there is none random.
-
-    A candidate that is absent, fails, or differs from the baseline in any bucket is left out
-    with its reason in the log. Once `budget_s` is spent no further candidate is begun.
-
-    Raises:
-        KilnError: the baseline itself fails on what its signature declares.
+    With `forced` a candidate is taken wherever it agrees, though it be slower. `cores` is how many
+    there are; `streams` names the candidates for so many batches at once, and `is_cold` tells which plans need no
+    TensorFlow. With `steady` plans whose
+    answers depend on a row's place in the batch are refused.
     """
-    draw = _Drawer(signature, sample)
-    expected, costs = _warm_up(baseline, draw, buckets)
-    plans = dict.fromkeys(buckets, baseline)
-    if not expected or not _repeats(baseline, draw.batch(buckets[0]), expected[buckets[0]]):
-        return Choice(plans, costs)
-    stop = time.monotonic() + budget_s
-    for candidate in candidates:
-        if time.monotonic() >= stop:
-            _log.info("%s: not measured, the planning budget of %.0f s is spent", candidate.name, budget_s)
-            continue
-        measured = _try(candidate, draw, expected)
-        if measured is None:
-            continue
-        plan, candidate_costs = measured
-        for bucket, cost in candidate_costs.items():
-            if candidate.forced or cost.score < _WORTH_A_CHANGE * costs[bucket].score:
-                plans[bucket], costs[bucket] = plan, cost
-        if plan not in plans.values():
-            plan.close()
-    return Choice(plans, costs)
+
+    buckets: tuple[int, ...]
+    budget: Budget
+    forced: bool = False
+    steady: bool = False
+    cores: int = 1
+    streams: Callable[[int], Sequence[Candidate]] = lambda streams: ()  # noqa: ARG005
+    report: Callable[[str, int], None] = lambda plan, rows: None  # noqa: ARG005
+    is_cold: Callable[[str], bool] = lambda plan: False  # noqa: ARG005
 
 
-class _Drawer:
-    """Inputs for a signature, the same for the same bucket: those of a sample, else seeded ones."""
+@dataclass
+class _Rival:
+    """A plan in the survey: what was prepared of it, by rows."""
 
-    def __init__(self, signature: Signature, sample: Tensors | None) -> None:
+    candidate: Candidate
+    plan: Plan
+    runs: dict[int, Run] = field(default_factory=dict)
+    is_behind: bool = False
+
+
+class Survey:
+    """One signature's plans, tried one bucket after another."""
+
+    def __init__(
+        self, signature: Signature, baseline: Plan, options: PlanOptions, *, sample: Tensors | None = None
+    ) -> None:
+        """`baseline` is the signature's own plan; `sample` has inputs that were seen, ``(rows, …)``."""
         self.signature = signature
-        self.sample = sample
-        self.open_size = _OPEN_SIZES[0]
-        self.zeros = False
+        self.options = options
+        self._baseline = baseline.prepare(1)
+        self._drawer = Drawer(signature, sample)
+        self._budget = options.budget
+        self._rivals: list[_Rival] = []
+        self._ranges: dict[str, tuple[int, int]] = {}
+        self._expected: dict[int, Tensors] = {}
+        self._measured: list[Measured] = []
+        self._left_out: dict[str, str] = {}
 
-    def batch(self, rows: int) -> Tensors:
-        """Inputs of `rows` rows (a signature without rows: as declared)."""
-        if self.sample is not None:
-            return {name: self._repeat(array, rows) for name, array in self.sample.items()}
-        rng = np.random.default_rng(rows)
-        return {spec.name: self._array(spec, rows, rng) for spec in self.signature.inputs}
+    def run(self, candidates: Sequence[Candidate], *, repeats: bool = True) -> SignatureRecord:
+        """Try them all; every plan that was built is closed at the end.
 
-    def attempts(self) -> Iterator[None]:
-        """Other ways to draw, where the model refuses the first: the sample, random sizes, then plain zeros."""
-        if self.sample is not None:
-            yield
-            self.sample = None
-        sizes = _OPEN_SIZES if self.signature.has_open_sizes else _OPEN_SIZES[:1]
-        for self.zeros, self.open_size in itertools.product((False, True), sizes):
-            yield
+        Without `repeats` the model is known to answer differently each time, and only measured.
 
-    def _repeat(self, array: Array, rows: int) -> Array:
-        if not self.signature.batched:
-            return array
-        repeated: Array = array[np.arange(rows) % len(array)]
-        return repeated
+        Raises:
+            KilnError: the baseline fails on what its signature declares.
+        """
+        if not self._draw():
+            note = "nothing drawn for its inputs suits the model"
+            return SignatureRecord({b: Chosen(SIGNATURE_PLAN, b, UNKNOWN.seconds) for b in self._buckets}, note=note)
+        note = "" if repeats else "random or stateful operations"
+        if not note and (changed := self._changes()):
+            note = f"its own answers differ between runs ({changed})"
+        if note:
+            _log.info("served by the signature plan only: %s", note)
+            candidates = ()
+        try:
+            if candidates:
+                self._ranges = proved_ranges(self.signature, self._baseline, self._drawer.batch(1))
+            self._drawer.ranges = self._ranges
+            self._expected.clear()
+            self._build(candidates)
+            for number, rows in enumerate(_order(self._buckets)):
+                self._try(rows, edges=number < 2)
+                if number == 1:
+                    self._leave_behind()
+            return self._record(note)
+        finally:
+            for rival in self._rivals:
+                rival.plan.close()
 
-    def _array(self, spec: TensorSpec, rows: int, rng: np.random.Generator) -> Array:
-        sizes = [self.open_size if size is None else size for size in spec.shape or ()]
-        if self.signature.batched:
-            sizes[0] = rows
-        if spec.dtype is DataType.BYTES:
-            return np.full(sizes, b"" if self.zeros else b"a few words", dtype=object)
-        if self.zeros:
-            return np.zeros(sizes, spec.dtype.numpy)
-        if spec.dtype.is_float:
-            return rng.standard_normal(sizes, dtype=np.float32).astype(spec.dtype.numpy)
-        return rng.integers(0, 2, sizes).astype(spec.dtype.numpy)
+    @property
+    def _buckets(self) -> tuple[int, ...]:
+        return self.options.buckets if self.signature.batched else (1,)
+
+    def _draw(self) -> bool:
+        """Find inputs that the baseline takes; False where a model is allowed to refuse all of them."""
+        return first_inputs(self._drawer, self._baseline, self._buckets[:1])
+
+    def _changes(self) -> str:
+        inputs = self._drawer.batch(self._buckets[0])
+        try:
+            return disagreement(self._baseline(inputs), self._baseline(inputs))
+        except KilnError as error:
+            return str(error)
+
+    def _build(self, candidates: Sequence[Candidate]) -> None:
+        for candidate in candidates:
+            self.options.report(candidate.name, 0)
+            try:
+                self._rivals.append(_Rival(candidate, candidate.build()))
+            except PlanUnavailable as error:
+                self._leave_out(candidate.name, f"not available: {error}")
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        _log.info("%s: %s: %s", self.signature.name, name, reason)
+        self._left_out[name] = reason
+
+    def _try(self, rows: int, *, edges: bool) -> None:
+        """Prepare, compare and time every plan at `rows` rows."""
+        inputs = self._drawer.batch(rows)
+        expected = self._expected[rows] = self._baseline(inputs)
+        seen: dict[str, tuple[Difference, float, int]] = {SIGNATURE_PLAN: (Difference(), 0.0, 0)}
+        for rival in list(self._rivals):
+            if rival.is_behind:
+                continue
+            name = rival.candidate.name
+            if self._budget.is_spent:
+                self._left_out.setdefault(name, f"not measured from {rows} rows on: the time for planning is spent")
+                rival.is_behind = True
+                continue
+            found = self._prepare(rival, rows, inputs, expected, edges=edges)
+            if found is not None:
+                seen[name] = found
+        jobs: dict[str, Callable[[], object]] = {SIGNATURE_PLAN: lambda: self._baseline(inputs)}
+        for rival in self._rivals:
+            if rival.candidate.name in seen:
+                jobs[rival.candidate.name] = _bound(rival.runs[rows], inputs)
+        self.options.report("", rows)
+        for name, cost in measure(jobs).items():
+            self._measured.append(Measured(name, rows, cost.seconds, cost.cpu_s, *seen[name]))
+
+    def _prepare(
+        self, rival: _Rival, rows: int, inputs: Tensors, expected: Tensors, *, edges: bool
+    ) -> tuple[Difference, float, int] | None:
+        """The largest difference, seconds and bytes that it took; None if the plan is out."""
+        self.options.report(rival.candidate.name, rows)
+        start, resident = time.perf_counter(), resident_bytes()[0]
+        try:
+            run = rival.runs[rows] = rival.plan.prepare(rows)
+            run(inputs)
+            took = time.perf_counter() - start, max(resident_bytes()[0] - resident, 0)
+            largest = self._compare(rival.candidate, run, inputs, expected)
+            for kind, edge in self._edges(rows) if edges else ():
+                largest |= self._compare(rival.candidate, run, edge, self._baseline(edge), f" with {kind} inputs")
+        except PlanUnavailable as error:
+            self._dismiss(rival, f"not available: {error}")
+        except (KilnError, _Refused) as error:
+            self._dismiss(rival, f"refused at {rows} rows: {error}")
+        else:
+            return largest, *took
+        return None
+
+    def _compare(
+        self, candidate: Candidate, run: Run, inputs: Tensors, expected: Tensors, where: str = ""
+    ) -> Difference:
+        largest = Difference()
+        for _ in range(2):
+            got = run(inputs)
+            if problem := disagreement(expected, got, candidate.tolerance):
+                raise _Refused(_with_labels(problem, expected, got) + where)
+            largest |= difference(expected, got)
+        if self.options.steady and not _is_steady(run, inputs, got):
+            raise _Refused("its answers depend on a row's place in the batch")
+        return largest
+
+    def _edges(self, rows: int) -> Iterator[tuple[str, Tensors]]:
+        """Unusual inputs that the baseline answers with numbers."""
+        for kind, inputs in self._drawer.edges(rows):
+            try:
+                outputs = self._baseline(inputs)
+            except KilnError:
+                continue
+            if all(o.dtype.kind in "biuO" or np.isfinite(o.astype(np.float32)).all() for o in outputs.values()):
+                yield kind, inputs
+
+    def _dismiss(self, rival: _Rival, reason: str) -> None:
+        self._rivals.remove(rival)
+        rival.plan.close()
+        self._leave_out(rival.candidate.name, reason)
+        self._measured = [m for m in self._measured if m.plan != rival.candidate.name]
+
+    def _leave_behind(self) -> None:
+        """Plans that are far behind in all buckets so far are not tried in the others."""
+        fastest = {rows: min(m.seconds for m in self._measured if m.rows == rows) for rows in self._expected}
+        for rival in self._rivals:
+            name = rival.candidate.name
+            own = [m for m in self._measured if m.plan == name]
+            if own and not self.options.forced and all(m.seconds > _LEFT_BEHIND * fastest[m.rows] for m in own):
+                rival.is_behind = True
+                self._left_out.setdefault(name, f"not measured in all buckets: over {_LEFT_BEHIND:.0f} × slower")
+
+    def _record(self, note: str) -> SignatureRecord:
+        chosen = choose(self._measured, forced=self.options.forced, cores=self.options.cores)
+        runs = {(r.candidate.name, rows): run for r in self._rivals for rows, run in r.runs.items()}
+        runs |= {(SIGNATURE_PLAN, rows): self._baseline for rows in self._buckets}
+        streams, shared, rate = self._streams(chosen, runs)
+        return SignatureRecord(
+            chosen,
+            tuple(self._measured),
+            self._left_out,
+            best_rows(chosen),
+            streams,
+            shared,
+            rate,
+            self._ranges,
+            self._invariance(chosen, runs),
+            note,
+            cold=choose_cold(self._measured, self._buckets, self.options.is_cold),
+        )
+
+    def _streams(self, chosen: Mapping[int, Chosen], runs: Mapping[tuple[str, int], Run]) -> tuple[int, str, float]:
+        """How many batches are best run at once, by which plan, and the rows/s of that."""
+        rows = best_rows(chosen)
+        cell = chosen[rows]
+        rate = rows / cell.seconds
+        if not self.signature.batched or cell.seconds < _MIN_STREAM_S or self._budget.is_spent:
+            return 1, "", rate
+        inputs = self._drawer.batch(rows)
+        best = (1, "", rows_per_s(_bound(runs[cell.plan, cell.piece_rows], self._drawer.batch(cell.piece_rows)),
+                                  cell.piece_rows, 1))  # fmt: skip
+        for streams in _stream_counts(self.options.cores):
+            for candidate in self.options.streams(streams):
+                run = self._prepared(candidate, rows, inputs, runs)
+                if run is None:
+                    continue
+                found = rows_per_s(_bound(run, inputs), rows, streams)
+                if found > _WORTH_STREAMS * best[2]:
+                    best = streams, candidate.name, found
+        return best
+
+    def _prepared(
+        self, candidate: Candidate, rows: int, inputs: Tensors, runs: Mapping[tuple[str, int], Run]
+    ) -> Run | None:
+        """What runs `rows` rows by `candidate`, which is built for this where it was not tried before."""
+        known = next((r for r in self._rivals if r.candidate.name == candidate.name), None)
+        if known is not None or candidate.name in self._left_out:
+            return runs.get((candidate.name, rows))
+        if candidate.name == SIGNATURE_PLAN:
+            return self._baseline
+        self._build([candidate])
+        rival = self._rivals[-1] if self._rivals else None
+        if rival is None or rival.candidate is not candidate:
+            return None
+        found = self._prepare(rival, rows, inputs, self._expected[rows], edges=False)
+        return None if found is None else rival.runs[rows]
+
+    def _invariance(self, chosen: Mapping[int, Chosen], runs: Mapping[tuple[str, int], Run]) -> Difference:
+        """How much rows alone differ from the same rows in each bucket, by the plans that were chosen."""
+        if not self.signature.batched or len(chosen) < 2:
+            return Difference()
+        largest = Difference()
+        smallest = min(chosen)
+        alone = runs[chosen[smallest].plan, chosen[smallest].piece_rows]
+        for cell in chosen.values():
+            inputs = self._drawer.batch(cell.piece_rows)
+            fused = runs[cell.plan, cell.piece_rows](inputs)
+            for row in range(min(cell.piece_rows, _INVARIANCE_ROWS)):
+                single = {name: np.repeat(array[row : row + 1], smallest, 0) for name, array in inputs.items()}
+                part = {name: np.repeat(array[row : row + 1], smallest, 0) for name, array in fused.items()}
+                largest |= difference(alone(single), part)
+        return largest
 
 
-def _warm_up(plan: Plan, draw: _Drawer, buckets: Sequence[int]) -> tuple[dict[int, Tensors], dict[int, Cost]]:
-    """Run a batch of each bucket; outputs and cost by bucket.
+class _Refused(Exception):
+    """A candidate's answers are not those of the baseline."""
+
+
+def choose(measured: Sequence[Measured], *, forced: bool = False, cores: int = 1) -> dict[int, Chosen]:
+    """The plan for each bucket that was measured, and where smaller pieces are faster, for those.
+
+    The fastest one, or of those within a twentieth the one that takes the least CPU time; the
+    signature plan unless another is faster by 3 %. A short plan whose idle threads spin is not
+    taken: a dense model on all cores answers 64 rows in 50 µs and burns 400 µs of CPU.
+    """
+    chosen: dict[int, Chosen] = {}
+    for rows in sorted({m.rows for m in measured}):
+        cells = [m for m in measured if m.rows == rows]
+        own = next(m for m in cells if m.plan == SIGNATURE_PLAN)
+        others = [m for m in cells if m.plan != SIGNATURE_PLAN]
+        if not forced:
+            others = [m for m in others if m.seconds < _WORTH_A_CHANGE * own.seconds and not _spins(m, cores)]
+        best = _best(others) if others else own
+        chosen[rows] = Chosen(best.plan, rows, best.seconds, best.cpu_s)
+    for rows in list(chosen):
+        for piece_rows, piece in chosen.items():
+            count = -(-rows // piece_rows)
+            seconds = count * (piece.seconds + _PIECE_S)
+            if piece_rows < rows and piece.piece_rows == piece_rows and seconds < _WORTH_PIECES * chosen[rows].seconds:
+                chosen[rows] = Chosen(piece.plan, piece_rows, seconds, count * piece.cpu_s)
+    return chosen
+
+
+def choose_cold(
+    measured: Sequence[Measured], buckets: Sequence[int], is_cold: Callable[[str], bool]
+) -> dict[int, Chosen]:
+    """For each bucket the fastest plan that `is_cold`, or the largest measured piece of one; ``{}`` if none is."""
+    cells: dict[int, Chosen] = {}
+    for m in measured:
+        if is_cold(m.plan) and (m.rows not in cells or m.seconds < cells[m.rows].seconds):
+            cells[m.rows] = Chosen(m.plan, m.rows, m.seconds, m.cpu_s)
+    if not cells or min(cells) != min(buckets):
+        return {}
+    chosen = {}
+    for rows in sorted(buckets):
+        piece_rows = max(known for known in cells if known <= rows)
+        count, piece = -(-rows // piece_rows), cells[piece_rows]
+        chosen[rows] = Chosen(piece.plan, piece_rows, count * piece.seconds, count * piece.cpu_s)
+    return chosen
+
+
+def best_rows(chosen: Mapping[int, Chosen]) -> int:
+    """The bucket with the most rows a second; of those within 2 % the smallest."""
+    rates = {rows: rows / cell.seconds for rows, cell in chosen.items()}
+    return min(rows for rows, rate in rates.items() if rate >= _WORTH_FUSING * max(rates.values()))
+
+
+def first_inputs(drawer: Drawer, run: Run, buckets: Sequence[int]) -> bool:
+    """Set `drawer` to inputs that `run` takes in all `buckets`; False where there are none and need not be.
 
     Where the signature leaves sizes open, a model may refuse the sizes drawn for them, and where it
     takes strings, those that are no JPEG or ``tf.Example``: that is no fault, and the version is
     served without having been warmed up.
+
+    Raises:
+        KilnError: it refuses what its signature declares.
     """
     refusal: KilnError | None = None
-    for _ in draw.attempts():
+    for _ in drawer.attempts():
         try:
-            outputs = {bucket: plan.run(draw.batch(bucket)) for bucket in buckets}
+            for rows in buckets:
+                run(drawer.batch(rows))
         except KilnError as error:
             refusal = refusal or error
             continue
-        return outputs, {bucket: _measure(plan, draw.batch(bucket)) for bucket in buckets}
-    takes_strings = any(spec.dtype is DataType.BYTES for spec in draw.signature.inputs)
-    if refusal is not None and not draw.signature.has_open_sizes and not takes_strings:
+        return True
+    takes_strings = any(array.dtype.kind == "O" for array in drawer.batch(1).values())
+    if refusal is not None and not drawer.signature.has_open_sizes and not takes_strings:
         raise refusal
     _log.warning("not warmed up: nothing drawn for open dimensions or strings suits the model (%s)", refusal)
-    return {}, dict.fromkeys(buckets, _UNKNOWN)
+    return False
 
 
-def _try(candidate: Candidate, draw: _Drawer, expected: dict[int, Tensors]) -> tuple[Plan, dict[int, Cost]] | None:
-    """The built plan and its cost by bucket; None if it cannot be used, which is told."""
-    try:
-        plan = candidate.build()
-    except PlanUnavailable as error:
-        _log.info("%s: not available: %s", candidate.name, error)
-        return None
-    costs = {}
-    for bucket, outputs in expected.items():
-        inputs = draw.batch(bucket)
-        try:
-            difference = disagreement(outputs, plan.run(inputs))
-            if not difference:
-                costs[bucket] = _measure(plan, inputs)
-        except KilnError as error:
-            difference = str(error)
-        if difference:
-            _log.warning("%s: refused at %d rows: %s", candidate.name, bucket, difference)
-            plan.close()
-            return None
-    return plan, costs
+def _best(cells: Sequence[Measured]) -> Measured:
+    fastest = min(m.seconds for m in cells)
+    return min((m for m in cells if m.seconds * _ALIKE <= fastest), key=lambda m: m.cpu_s)
 
 
-def disagreement(expected: Tensors, got: Tensors) -> str:
-    """Where two plans' outputs differ by more than rtol 1e-4, atol 1e-5; ``""`` if they agree.
-
-    Integers, booleans and strings must be equal.
-    """
-    for name, want in expected.items():
-        have = got.get(name)
-        if have is None or have.shape != want.shape or have.dtype != want.dtype:
-            return (
-                f"output {name!r} is {getattr(have, 'dtype', None)} {getattr(have, 'shape', None)}, "
-                f"not {want.dtype} {want.shape}"
-            )
-        if want.dtype.kind in "biuO":
-            if not np.array_equal(want, have):
-                return f"output {name!r} differs"
-        elif not np.allclose(have.astype(np.float64), want.astype(np.float64), _RTOL, _ATOL, equal_nan=True):
-            return f"output {name!r} differs by up to {_largest_difference(want, have):.3g}"
-    return ""
+def _spins(cell: Measured, cores: int) -> bool:
+    return cell.seconds < _SHORT_S and cell.cpu_s > _SPINNING * cell.seconds * min(cores, 2)
 
 
-def _largest_difference(want: Array, have: Array) -> float:
-    """Infinite where only one of the two is NaN or infinite."""
-    want, have = want.astype(np.float64), have.astype(np.float64)
-    same = (want == have) | (np.isnan(want) & np.isnan(have))
-    with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(have - want))
-    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
+def _order(buckets: Sequence[int]) -> list[int]:
+    """The smallest first, then one of about eight rows, then the others."""
+    second = min(buckets, key=lambda rows: abs(rows - _SECOND_ROWS))
+    return list(dict.fromkeys((buckets[0], second, *buckets)))
 
 
-def _repeats(plan: Plan, inputs: Tensors, outputs: Tensors) -> bool:
-    """Whether the same inputs give the same outputs; random or stateful models do not."""
-    try:
-        difference = disagreement(outputs, plan.run(inputs))
-    except KilnError as error:
-        difference = str(error)
-    if difference:
-        _log.info("served by the signature plan only: its own answers differ between runs (%s)", difference)
-    return not difference
+def _stream_counts(cores: int) -> list[int]:
+    return sorted({2, cores} if cores > 1 else set())
 
 
-def _measure(plan: Plan, inputs: Tensors) -> Cost:
-    """Medians over a few runs with a pause before each."""
-    seconds: list[float] = []
-    cpu_s: list[float] = []
-    stop = time.perf_counter() + _SECONDS_PER_CELL
-    while len(seconds) < _RUNS and (not seconds or time.perf_counter() < stop):
-        cpu_start = time.process_time()
-        time.sleep(_PAUSE_S)
-        start = time.perf_counter()
-        plan.run(inputs)
-        seconds.append(time.perf_counter() - start)
-        cpu_s.append(time.process_time() - cpu_start)
-    return Cost(float(np.median(seconds)), float(np.median(cpu_s)))
+def _bound(run: Run, inputs: Tensors) -> Callable[[], object]:
+    return lambda: run(inputs)
+
+
+def _is_steady(run: Run, inputs: Tensors, outputs: Tensors) -> bool:
+    """Whether the same rows in another order give the very same answers."""
+    turned = run({name: np.roll(array, 1, 0) for name, array in inputs.items()})
+    return all(np.array_equal(np.roll(array, 1, 0), turned[name]) for name, array in outputs.items())
+
+
+def _with_labels(problem: str, expected: Tensors, got: Tensors) -> str:
+    """What differs, and of how many rows the label is the same all the same."""
+    if any(name not in got or got[name].shape != want.shape for name, want in expected.items()):
+        return problem
+    same, total = same_labels(expected, got)
+    return f"{problem} (same label in {same} of {total} rows)" if total else problem

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import Internal, InvalidArgument, KilnError, ModelLoadError
+from service.runtime.base import PlanUnavailable, Run
 from service.runtime.devices import available_devices, choose_devices, load_tensorflow
+from service.runtime.frozen import LARGEST_BYTES, add_frozen, freeze
 from service.runtime.graph import Graph
 from service.runtime.graph_scan import check_saved_model
-from service.runtime.memory import large_blocks_apart
+from service.runtime.memory import large_blocks_apart, stored_bytes
+from service.runtime.xla import LARGEST_BYTES as LARGEST_XLA_BYTES
+from service.runtime.xla import XlaPlan
 from service.tensors import BY_TENSORFLOW_NUMBER, Array, Signature, Tensors, TensorSpec
 
 _log = logging.getLogger("kiln.runtime")
@@ -53,6 +57,8 @@ class SavedModel:
         """
         tf = load_tensorflow()
         check_saved_model(path, allow_operations)
+        self._path = path
+        self._frozen_names: dict[str, dict[str, str]] = {}
         devices = available_devices()
         self.device = device or choose_devices("auto", devices)[0]
         graph = tf.Graph()
@@ -71,7 +77,7 @@ class SavedModel:
             self.close()
             raise ModelLoadError(f"TensorFlow cannot load it: {_first_line(error)}") from error
 
-    def plan(self, signature: Signature, *, pooled: bool = False) -> SignaturePlan:
+    def plan(self, signature: Signature, *, pooled: bool = False) -> SessionPlan:
         """The plan that runs `signature` as it is in the graph.
 
         Operations run in the calling thread, one after another, each on as many threads as it
@@ -79,8 +85,43 @@ class SavedModel:
         graphs of heavy operations only (a dense model: 111 µs against 15).
         """
         feeds, fetches = self._tensor_names[signature.name]
-        name = "signature-pool" if pooled else "signature"
-        return SignaturePlan(name, signature, _callable(self._session, feeds, fetches, pooled=pooled))
+        return SessionPlan("signature" + "-pool" * pooled, signature, self._callable(feeds, fetches, pooled=pooled))
+
+    def frozen(self, signature: Signature, *, pooled: bool = False) -> SessionPlan:
+        """The same with variables folded into constants, in this session.
+
+        Raises:
+            PlanUnavailable: they cannot be folded.
+        """
+        feeds, fetches = self._tensor_names[signature.name]
+        new = self._frozen_names.get(signature.name)
+        if new is None:
+            new = add_frozen(self._session, fetches, self._freeze(signature, LARGEST_BYTES))
+            self._frozen_names[signature.name] = new
+        call = self._callable(feeds, [new[name] for name in fetches], pooled=pooled)
+        return SessionPlan("frozen" + "-pool" * pooled, signature, call)
+
+    def xla(self, signature: Signature) -> XlaPlan:
+        """The signature compiled by XLA, in a session of its own.
+
+        Raises:
+            PlanUnavailable: it has something that XLA cannot compile.
+        """
+        return XlaPlan(self._freeze(signature, LARGEST_XLA_BYTES), signature, self.device, _session_run)
+
+    def operations(self, signature: Signature) -> set[str]:
+        """Names of all operations that a run of `signature` may touch."""
+        graph = Graph(self._session.graph.as_graph_def())
+        return graph.operations(graph.reached(self._tensor_names[signature.name][1]))
+
+    def _freeze(self, signature: Signature, largest_bytes: int) -> Any:
+        size = stored_bytes(self._path)
+        if size > largest_bytes:
+            raise PlanUnavailable(f"{size / 2**20:.0f} MiB are too much to fold, {largest_bytes / 2**20:.0f} the most")
+        return freeze(self._session, self._tensor_names[signature.name][1])
+
+    def _callable(self, feeds: Sequence[str], fetches: Sequence[str], *, pooled: bool) -> Callable[..., list[Array]]:
+        return _callable(self._session, feeds, fetches, pooled=pooled)
 
     def close(self) -> None:
         """Free the graph, its variables and their device memory."""
@@ -95,8 +136,10 @@ class SavedModel:
             gc.collect()
 
 
-class SignaturePlan:
+class SessionPlan:
     """Runs a signature in the session it was loaded into; takes any number of rows as it is."""
+
+    pads = False
 
     def __init__(self, name: str, signature: Signature, call: Callable[..., list[Array]]) -> None:
         self.name = name
@@ -104,11 +147,11 @@ class SignaturePlan:
         self._outputs = [spec.name for spec in signature.outputs]
         self._call = call
 
-    def bucket_rows(self, rows: int) -> int:
-        return rows
+    def prepare(self, rows: int) -> Run:  # noqa: ARG002 - the same for all
+        return self.run
 
     def run(self, inputs: Tensors) -> Tensors:
-        """See `Plan.run`; an input that the graph refuses is `InvalidArgument`."""
+        """See `service.runtime.base.Run`; an input that the graph refuses is `InvalidArgument`."""
         try:
             outputs = self._call(*[inputs[name] for name in self._inputs])
         except Exception as error:
@@ -118,6 +161,11 @@ class SignaturePlan:
     def close(self) -> None:
         """Let go of the session, which belongs to the `SavedModel`; a run is `Internal` from now on."""
         self._call = _closed
+
+
+def _session_run(session: Any, feeds: list[str], fetches: list[str], signature: Signature) -> Run:
+    """What runs `signature` by a callable of `session`."""
+    return SessionPlan("", signature, _callable(session, feeds, fetches, pooled=False)).run
 
 
 def _dismantle(graph: Any) -> bool:

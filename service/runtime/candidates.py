@@ -1,0 +1,119 @@
+"""Which plans a signature may have on a device, by name, and how one is built from its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from service.runtime.base import Plan, PlanName, PlanUnavailable, Precision
+from service.runtime.openvino import OpenVinoPlan, plan_name
+from service.runtime.parity import Tolerance
+from service.runtime.plan_record import SIGNATURE_PLAN
+from service.runtime.planner import Candidate
+from service.runtime.savedmodel import SavedModel
+from service.tensors import Signature
+
+_OPENVINO = re.compile(r"openvino(?:-(?P<precision>bf16))?(?:-(?:(?P<streams>\d+)x(?P<each>\d+)|(?P<threads>\d+)))?")
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What plans are built from: the SavedModel's files, the loaded model where TensorFlow is needed, kept programs."""
+
+    path: Path
+    saved_model: SavedModel | None
+    programs: Path | None
+
+    def build(self, name: str, signature: Signature) -> Plan:
+        """The plan called `name` for `signature`.
+
+        Raises:
+            PlanUnavailable: it cannot run the signature here.
+        """
+        if match := _OPENVINO.fullmatch(name):
+            return OpenVinoPlan(
+                self.path,
+                signature,
+                threads=int(match["each"] or match["threads"] or 0),
+                streams=int(match["streams"] or 1),
+                precision=match["precision"] or "f32",
+                programs=self.programs / signature.name if self.programs else None,
+            )
+        model = self.saved_model
+        if model is None:
+            raise PlanUnavailable(f"{name} needs TensorFlow, which is not loaded")
+        kind, _, pool = name.partition("-")
+        if kind == SIGNATURE_PLAN:
+            return model.plan(signature, pooled=bool(pool))
+        if kind == "frozen":
+            return model.frozen(signature, pooled=bool(pool))
+        if name == "xla":
+            return model.xla(signature)
+        raise PlanUnavailable(f"there is no plan {name!r}")
+
+
+class Candidates:
+    """Names turned into candidates for one signature; those in `skip` are left out, with the reason, in `skipped`."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        signature: Signature,
+        tolerance: Tolerance,
+        precision_tolerance: Tolerance,
+        skip: Mapping[str, str],
+    ) -> None:
+        self.skipped: dict[str, str] = {}
+        self._workshop = workshop
+        self._signature = signature
+        self._tolerance = tolerance
+        self._precision_tolerance = precision_tolerance
+        self._skip = skip
+
+    def of(self, names: Iterable[str]) -> list[Candidate]:
+        """A candidate for each name, in order."""
+        found = []
+        for name in names:
+            if name in self._skip:
+                self.skipped[name] = self._skip[name]
+                continue
+            tolerance = self._precision_tolerance if "bf16" in name else self._tolerance
+            found.append(Candidate(name, partial(self._workshop.build, name, self._signature), tolerance))
+        return found
+
+
+def needs_tensorflow(name: str) -> bool:
+    """Whether the plan called `name` runs in TensorFlow."""
+    return _OPENVINO.fullmatch(name) is None
+
+
+def candidate_names(plan: PlanName, device: str, precision: Precision = "f32") -> tuple[str, ...]:
+    """The plans to try beside the signature plan on `device`; the likely winners first, should time run out."""
+    openvino = tuple(plan_name(threads=threads, precision=p) for p in _precisions(precision) for threads in (1, 0))
+    by_choice = {
+        "auto": (*openvino, "xla", "frozen", "signature-pool", "frozen-pool"),
+        "signature": (),
+        "frozen": ("frozen", "frozen-pool"),
+        "xla": ("xla",),
+        "openvino": openvino,
+    }
+    names = by_choice[plan]
+    if not device.startswith("CPU"):  # compiled for the CPU, OpenVINO is no rival to the device that TensorFlow found
+        names = tuple(name for name in names if needs_tensorflow(name))
+    return names
+
+
+def stream_names(names: tuple[str, ...], streams: int, cores: int) -> tuple[str, ...]:
+    """The plans to try with `streams` batches at once, given those that were tried with one."""
+    precisions = [p for p in ("f32", "bf16") if plan_name(threads=1, precision=p) in names]
+    threads = max(1, cores // streams)
+    split = tuple(plan_name(threads=threads, streams=streams, precision=p) for p in precisions)
+    whole = (name for name in names if needs_tensorflow(name) and not name.endswith("-pool"))
+    return (*split, *whole, *([SIGNATURE_PLAN] if names else []))
+
+
+def _precisions(precision: Precision) -> tuple[str, ...]:
+    return ("f32",) if precision == "f32" else ("f32", precision)

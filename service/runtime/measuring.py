@@ -1,0 +1,97 @@
+"""How long batches take: runs of several plans in turn, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_RUNS = 15
+_SECONDS_PER_PLAN = 0.3
+_PAUSE_S = 200e-6
+"""Before a timed run, as between batches of a server: threads that spin through it show as CPU time."""
+_HOPELESS = 4.0
+"""A plan that is so many times slower than the fastest is timed once."""
+_QUANTILE = 0.2
+"""What counts of a plan's runs: below the median, for whatever else runs on the machine only ever adds."""
+_APART = 1.5
+_MOST_ROUNDS = 3
+_STREAM_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one batch takes: seconds until it is done, and CPU seconds of all threads."""
+
+    seconds: float
+    cpu_s: float
+
+
+UNKNOWN = Cost(float("inf"), float("inf"))
+Job = Callable[[], object]
+
+
+def measure(
+    jobs: Mapping[str, Job], *, runs: int = _RUNS, seconds_per_plan: float = _SECONDS_PER_PLAN
+) -> dict[str, Cost]:
+    """The cost of each job, by its name; run in turn, at least once each.
+
+    There are `runs` rounds, where the time allows it; three times as many where the machine is
+    disturbed. Raises whatever a job does.
+    """
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+    stop = time.perf_counter() + seconds_per_plan * len(jobs)
+    for number in range(_MOST_ROUNDS * runs):
+        for name, job in jobs.items():
+            if not times[name] or not _is_hopeless(name, times):
+                times[name].append(_time(job))
+        if time.perf_counter() >= stop or (number + 1 >= runs and not _is_disturbed(times)):
+            break
+    return {name: _cost(seen) for name, seen in times.items()}
+
+
+def rows_per_s(job: Job, rows: int, streams: int) -> float:
+    """Rows a second of `streams` threads that run `job`, of `rows` rows, over and over."""
+    counts = [0] * streams
+    stop = time.perf_counter() + _STREAM_SECONDS
+
+    def work(number: int) -> None:
+        while time.perf_counter() < stop:
+            job()
+            counts[number] += 1
+
+    start = time.perf_counter()
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return rows * sum(counts) / (time.perf_counter() - start)
+
+
+def _time(job: Job) -> tuple[float, float]:
+    cpu_start = time.process_time()
+    time.sleep(_PAUSE_S)
+    start = time.perf_counter()
+    job()
+    seconds = time.perf_counter() - start
+    return seconds, time.process_time() - cpu_start
+
+
+def _is_hopeless(name: str, times: Mapping[str, Sequence[tuple[float, float]]]) -> bool:
+    fastest = min(min(s for s, _ in seen) for seen in times.values() if seen)
+    return min(s for s, _ in times[name]) > _HOPELESS * fastest
+
+
+def _is_disturbed(times: Mapping[str, Sequence[tuple[float, float]]]) -> bool:
+    """Whether the fastest plan's runs are far apart."""
+    seconds = min(([s for s, _ in seen] for seen in times.values()), key=min)
+    return float(np.median(seconds)) > _APART * min(seconds)
+
+
+def _cost(seen: Sequence[tuple[float, float]]) -> Cost:
+    seconds, cpu_s = np.quantile(np.array(seen), _QUANTILE, axis=0)
+    return Cost(float(seconds), float(cpu_s))
