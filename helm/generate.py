@@ -1,5 +1,6 @@
-"""Write what follows from elsewhere: README.md's table from values.yaml, and from Kiln's code what settings and models
-may say in values.schema.json; with ``--check`` only compare.
+"""Write what follows from elsewhere, or with ``--check`` only compare.
+
+README.md's table comes from values.yaml; what settings and models may say in values.schema.json from Kiln's code.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Missing(Exception):
 
 
 def find_helm() -> Path:
-    """helm on the PATH, else the one that was fetched, else it is fetched now.
+    """Helm on the PATH, else the one that was fetched, else it is fetched now.
 
     Raises:
         Missing: there is none for this machine, or it cannot be fetched.
