@@ -71,11 +71,12 @@ def find_types() -> Path:
     name = hashlib.sha256(" ".join(_TYPES).encode()).hexdigest()[:12]
     folder = _cache() / f"types-{name}"
     if not folder.is_dir():
-        with tempfile.TemporaryDirectory(dir=_cache()) as fresh:
-            (Path(fresh) / "package.json").write_text('{"private": true}')
-            _npm("install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", *_TYPES, cwd=Path(fresh))
-            shutil.copytree(fresh, f"{fresh}-whole", symlinks=True)
-            Path(f"{fresh}-whole").replace(folder)
+        with tempfile.TemporaryDirectory(dir=_cache()) as scratch:
+            fresh = Path(scratch) / "types"
+            fresh.mkdir()
+            (fresh / "package.json").write_text('{"private": true}')
+            _npm("install", "--silent", "--ignore-scripts", "--no-audit", "--no-fund", *_TYPES, cwd=fresh)
+            fresh.replace(folder)  # whole or not at all
     return folder
 
 

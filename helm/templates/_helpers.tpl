@@ -49,8 +49,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ add .Values.preStopSeconds .Values.drainSeconds 5 }}
 {{- end -}}
 
-{{/* What a container needs wherever it runs: environment, resources, rights. */}}
+{{/* What a container needs wherever it runs: environment, resources, rights; port is the name of that of REST. */}}
 {{- define "kiln.container" -}}
+{{- $port := .port }}
+{{- with .root -}}
 env:
   - {name: HOME, value: /tmp}
   {{- range $name, $value := .Values.env }}
@@ -80,14 +82,15 @@ lifecycle:
   # Endpoints are taken off while this sleeps, so that no request meets a closed door.
   preStop: {sleep: {seconds: {{ .Values.preStopSeconds | int }}}}
 startupProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: {{ $port }}}
   {{- toYaml .Values.startupProbe | nindent 2 }}
 readinessProbe:
-  httpGet: {path: /v2/health/ready, port: http}
+  httpGet: {path: /v2/health/ready, port: {{ $port }}}
   {{- toYaml .Values.readinessProbe | nindent 2 }}
 livenessProbe:
-  httpGet: {path: /v2/health/live, port: http}
+  httpGet: {path: /v2/health/live, port: {{ $port }}}
   {{- toYaml .Values.livenessProbe | nindent 2 }}
+{{- end -}}
 {{- end -}}
 
 {{/* Volumes that every pod has, for the root filesystem cannot be written. */}}

@@ -101,7 +101,7 @@ spec:
           ports:
             - {name: http, containerPort: 8501}
             - {name: grpc, containerPort: 8500}
-          {{- include "kiln.container" .root | nindent 10 }}
+          {{- include "kiln.container" (dict "root" .root "port" "http") | nindent 10 }}
           volumeMounts:
             - {name: config, mountPath: /etc/kiln, readOnly: true}
             {{- with $v.source }}

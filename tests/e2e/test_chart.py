@@ -335,6 +335,23 @@ def test_kiln_takes_what_it_is_given(
     assert len(taken) == sum(each["kind"] == "Deployment" for each in objects)
 
 
+def test_kiln_takes_what_kserve_gives(helm: Path, taken: list[Settings], tmp_path: Path):
+    """The ServingRuntime's command line names the model after the InferenceService, on KServe's port."""
+    objects = render_file(helm, CHART / "ci" / "kserve-values.yaml")
+    for file, text in select(objects, "ConfigMap")["data"].items():
+        (tmp_path / file).write_text(text)
+    (container,) = select(objects, "ServingRuntime")["spec"]["containers"]
+    given = [each.replace("{{.Name}}", "digits").replace("/etc/kiln", str(tmp_path)) for each in container["args"]]
+    assert main(given) == 0
+    (settings,) = taken
+    assert (settings.models, settings.name, settings.rest_port) == ("/mnt/models", "digits", 8080)
+    assert settings.max_batch_rows == 128
+    (port,) = container["ports"]
+    assert port["containerPort"] == settings.rest_port
+    probes = ("startupProbe", "readinessProbe", "livenessProbe")
+    assert {container[probe]["httpGet"]["port"] for probe in probes} == {port["name"]}
+
+
 def test_values_reach_kiln_as_they_are(helm: Path):
     """Numbers stay numbers and large ones whole, on their way through helm."""
     config_map = select(render_file(helm, CHART / "ci" / "models-values.yaml"), "ConfigMap")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import yaml
 
-from helm import generate
+from helm import generate, tools
 from service.registry.config import ModelConfig
 from service.settings import Settings
 
@@ -52,3 +55,37 @@ def test_the_schema_has_every_setting_and_field():
     definitions = yaml.safe_load(generate.schema())["$defs"]
     assert set(definitions["settings"]["properties"]) == set(Settings.model_fields) - generate.MANAGED
     assert set(definitions["model"]["properties"]) == set(ModelConfig.model_fields)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with nothing on its PATH; the folder of its caches."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_tools_that_are_not_to_be_had(bare: Path):
+    """Without npm the reason is told, and nothing is left behind."""
+    for find in (tools.find_helm, tools.find_types):
+        with pytest.raises(tools.Missing, match="npm, which fetches it, is not on the PATH either"):
+            find()
+    assert list((bare / "kiln-chart").iterdir()) == []
+
+
+def test_helm_is_fetched_for_one_platform_only(bare: Path, monkeypatch: pytest.MonkeyPatch):
+    """On another platform helm must be on the PATH."""
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(tools.Missing, match="for Linux on x86-64 only"):
+        tools.find_helm()
+
+
+def test_helm_that_is_here_is_taken(bare: Path, monkeypatch: pytest.MonkeyPatch):
+    """That on the PATH first, then the one that was fetched before."""
+    (bare / "kiln-chart").mkdir()
+    (bare / "kiln-chart" / "helm").touch()
+    assert tools.find_helm() == bare / "kiln-chart" / "helm"
+    monkeypatch.setattr(shutil, "which", lambda name: f"/opt/{name}")
+    assert tools.find_helm() == Path("/opt/helm")
