@@ -46,6 +46,7 @@ bench-codecs: setup  ## measure the codecs alone: each dialect, form, type and s
 image: ## build the container image with docker
 	docker build --tag kiln .
 
-chart: ## check the Helm chart with helm
-	helm lint --strict helm
-	helm template kiln helm > /dev/null
+chart: setup  ## check the Helm chart: lint, schemas, its suites, and a pod's life as it says; fetches helm if need be
+	$(BIN)/python -m helm.tools
+	$(BIN)/python -m helm.generate --check
+	$(BIN)/python -m pytest tests/e2e/test_chart.py tests/e2e/test_pod.py

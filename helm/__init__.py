@@ -1,0 +1,1 @@
+"""The chart's tools; Helm itself passes them over."""
