@@ -27,7 +27,8 @@ from service.meaning import (
 from service.registry.repository import version_number
 from service.tensors import DataType, Signature, TensorSpec
 
-_MAX_BYTES = 2**20
+_MAX_BYTES = 2**18
+_MAX_DEPTH = 32
 _log = logging.getLogger("kiln.registry")
 
 
@@ -76,16 +77,24 @@ def _read(file: Path, root: Path) -> str:
 
 
 def _parsed(text: str) -> Any:
-    """The document as plain JSON values: no aliases, which a few lines can make endless, and no objects."""
+    """The document as plain JSON values, without objects."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
-            raise ModelLoadError(f"{MEANING_FILE}: aliases (*name) are not taken")
+        _check_events(yaml.parse(text, _Loader))
         document = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
         return {} if document is None else orjson.loads(orjson.dumps(document))
     except yaml.YAMLError as error:
         raise ModelLoadError(f"{MEANING_FILE}: no YAML: {' '.join(str(error).split())}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{MEANING_FILE}: names and plain values expected: {error}") from None
+
+
+def _check_events(events: Iterable[yaml.Event]) -> None:
+    """Raise `ModelLoadError` for what a few bytes make long: aliases, and nesting, which costs by its square."""
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
+            raise ModelLoadError(f"{MEANING_FILE}: no aliases (*name), and at most {_MAX_DEPTH} levels expected")
 
 
 def _first(error: ValidationError) -> str:
