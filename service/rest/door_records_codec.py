@@ -124,7 +124,8 @@ def _vector(field: FieldSpec, elements: dict[int, Any]) -> list[Any]:
             raise InvalidArgument(f"field {columns[index] if columns else f'{field.name}[{index}]'!r} is missing")
     if len(elements) > count:
         raise InvalidArgument(f"field {field.name!r}: {count} elements expected, got {len(elements)}")
-    return [_parsed(elements[index], field) for index in range(count)]
+    given = [elements[index] for index in range(count)]
+    return [_parsed(_text_of_file(each, field) if isinstance(each, bytes) else each, field) for each in given]
 
 
 def _value(value: Any, field: FieldSpec, rows: int, budget: Budget) -> Array:
@@ -193,6 +194,10 @@ def _of_file(data: bytes, field: FieldSpec) -> Any:
     """A file given for a field that is no image: its text, or for a tensor of strings its bytes."""
     if field.spec.dtype is DataType.BYTES and field.meaning.kind is None:
         return data
+    return _text_of_file(data, field)
+
+
+def _text_of_file(data: bytes, field: FieldSpec) -> Text:
     try:
         return Text(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
