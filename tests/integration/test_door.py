@@ -59,6 +59,23 @@ MODELS = {
     "topic": meant(one(BYTES, (None,)), inputs={"x": {"kind": "text"}}),
     "classes": meant(one(FP32, (None, 2)), outputs={"y": {"labels": ["cat", "dog"], "logits": True, "top_k": 1}}),
     "scalar": only(one(FP32, ())),
+    "vector": meant(
+        Signature(
+            "serving_default",
+            (TensorSpec("x", FP32, (None, 2)), TensorSpec("cold", FP32, (None,)), TensorSpec("mood", BYTES, (None,))),
+            (
+                TensorSpec("y", FP32, (None, 2)),
+                TensorSpec("colder", FP32, (None,)),
+                TensorSpec("moods", BYTES, (None,)),
+            ),
+        ),
+        inputs={
+            "x": {"columns": ["left", "right"]},
+            "cold": {"max": -1, "description": "in winter"},
+            "mood": {"values": ["glad"]},
+        },
+        outputs={"y": {"kind": "series", "unit": "m", "description": "both sides"}},
+    ),
     "plain": {"serving_default": one(), "half": one(DataType.INT32, (None,), name="half")},
 }
 
@@ -230,6 +247,12 @@ async def test_the_document_has_each_model(client: Client):
     assert "text/plain" in paths["/predict/topic"]["post"]["requestBody"]["content"]
     labels = paths["/predict/classes"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["oneOf"][0]
     assert labels["properties"]["y"]["items"]["properties"]["label"]["enum"] == ["cat", "dog"]
+    vector = paths["/predict/vector"]["post"]["requestBody"]["content"]["application/json"]
+    assert vector["schema"]["oneOf"][0]["required"] == ["left", "right", "cold", "mood"]
+    assert vector["example"] == {"x": [0, 0], "cold": -1, "mood": "glad"}
+    series = paths["/predict/vector"]["post"]["responses"]["200"]["content"]["application/json"]
+    assert series["example"]["y"] == {"values": [0, 0], "unit": "m"}
+    assert series["schema"]["oneOf"][0]["properties"]["y"]["description"] == "both sides"
     assert {f"/predict/{name}" for name in MODELS} < set(paths)
 
 

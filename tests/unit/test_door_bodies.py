@@ -51,7 +51,7 @@ def test_media_types(header: bytes | None, expected: MediaType):
 )
 def test_unknown_media_types(header: bytes):
     """The text has those that are known."""
-    with pytest.raises(UnsupportedType, match="header Content-Type: .* expected, got "):
+    with pytest.raises(UnsupportedType, match=r"header Content-Type: .* expected, got "):
         media_type(header)
 
 
@@ -142,7 +142,6 @@ def test_whatever_comes(body: bytes, name: str, boundary: bytes):
     """There are records, or a reason."""
     try:
         given = decode(body, MediaType(name, boundary=boundary))
-    except KilnError as error:
-        assert str(error)
-    else:
-        assert all(isinstance(record, dict) for record in given.records)
+    except KilnError:
+        return
+    assert all(isinstance(record, dict) for record in given.records)

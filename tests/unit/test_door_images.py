@@ -16,7 +16,6 @@ from PIL import Image
 from service.bounds import Bounds
 from service.errors import InvalidArgument
 from service.meaning import InputMeaning, OutputMeaning
-from service.rest import door_images
 from service.rest.door_images import Budget, checked_file, data_uri, image_row, picture, png, sheet
 from service.tensors import Array, DataType, TensorSpec
 
@@ -42,7 +41,8 @@ def test_each_value_is_a_pixel_times_scale_plus_offset():
     assert row(GREY, (None, 2, 2), scale=2, offset=1).tolist() == [[1, 103], [205, 511]]
     assert row(GREY, (None, 2, 2), invert=True).tolist() == [[255, 204], [153, 0]]
     whole = row(GREY, (None, 2, 2), DataType.UINT8, scale=2, offset=-0.6)
-    assert (whole.dtype, whole.tolist()) == (np.uint8, [[0, 101], [203, 255]])
+    assert whole.dtype == np.uint8
+    assert whole.tolist() == [[0, 101], [203, 255]]
 
 
 def test_the_order_is_that_of_the_tensor():
@@ -118,7 +118,7 @@ def test_a_file_that_the_model_decodes_is_passed_on():
 
 def test_pixels_of_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch):
     """Before they are decoded, over all its images together."""
-    monkeypatch.setattr(door_images.Image.Image, "load", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     budget = Budget(Bounds(), pixels=3)
     with pytest.raises(InvalidArgument, match=r"at most 67108864 pixels in a request expected, got one of 2 × 2"):
         checked_file(GREY, "x", budget)
@@ -134,7 +134,7 @@ def test_a_bomb_is_refused_by_its_claim():
     """A PNG of a few bytes that claims more pixels than Pillow or the budget allows."""
     claims = bytearray(file_of(Image.new("L", (1, 1))))
     claims[16:24] = (60000).to_bytes(4, "big") * 2
-    with pytest.raises(InvalidArgument, match="field 'x': .*(pixels|image)"):
+    with pytest.raises(InvalidArgument, match=r"field 'x': .*(pixels|image)"):
         row(bytes(claims), (None, 4, 4))
 
 
@@ -146,7 +146,7 @@ def test_out_and_in_again_is_the_same(pixels: Array, inverted: bool):
     """A picture that was made of a row gives that row."""
     pixels = pixels[..., :1] if pixels.shape[2] == 2 else pixels
     pixels = pixels[..., :4]
-    said = {"kind": "image", "scale": 2.0, "offset": 1.0, "invert": inverted}
+    said: dict[str, Any] = {"kind": "image", "scale": 2.0, "offset": 1.0, "invert": inverted}
     shape = (None, *pixels.shape)
     values = row(png(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)), shape, **said)
     back = picture((values - 1) / 2, OutputMeaning.model_validate({"kind": "image", "invert": inverted}), shape[1:])

@@ -289,7 +289,7 @@ def test_which_bodies_a_model_takes(specs: Specs, said: Any, texts: bool, images
     assert ("text/plain" in types, "image/png" in types, "application/octet-stream" in types) == (texts, images, images)
     check_type("text/csv", signed)
     if not texts:
-        with pytest.raises(UnsupportedType, match="expected for the fields .*, got text/plain"):
+        with pytest.raises(UnsupportedType, match=r"expected for the fields .*, got text/plain"):
             check_type("text/plain", signed)
 
 
@@ -329,8 +329,7 @@ def test_whatever_comes(value: Any, dtype: DataType, shape: Any, kind: str | Non
     try:
         signed = signature({"x": (dtype, shape)}, inputs={"x": {"kind": kind if dtype is BYTES else None}})
         (inputs,) = decode(signed, {"x": value})
-    except InvalidArgument as error:
-        assert str(error)
-    else:
-        assert inputs["x"].dtype == dtype.numpy
-        assert dtype is BYTES or all(math.isfinite(item) for item in inputs["x"].astype(np.float64).flat)
+    except InvalidArgument:
+        return
+    assert inputs["x"].dtype == dtype.numpy
+    assert dtype is BYTES or all(math.isfinite(item) for item in inputs["x"].astype(np.float64).flat)

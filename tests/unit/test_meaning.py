@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path):
     with pytest.raises(ModelLoadError, match="at most 262144 bytes"):
         read_meaning(tmp_path / "1")
     file.unlink()
-    os.symlink(__file__, file)
+    file.symlink_to(__file__)
     with pytest.raises(ModelLoadError, match="leads out"):
         read_meaning(tmp_path / "1")
 
@@ -242,5 +241,5 @@ def test_how_an_image_lies_in_a_row(said: dict[str, Any], sizes: Any, expected: 
 )
 def test_shapes_that_are_no_image(said: dict[str, Any], sizes: Any):
     """Or that do not tell enough."""
-    with pytest.raises(ValueError, match="size|shape"):
+    with pytest.raises(ValueError, match=r"size|shape"):
         image_layout(InputMeaning.model_validate(said), sizes)
