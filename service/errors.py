@@ -16,6 +16,8 @@ class Code(Enum):
 
     INVALID_ARGUMENT = "invalid_argument"
     TOO_LARGE = "too_large"
+    UNSUPPORTED_TYPE = "unsupported_type"
+    NOT_ACCEPTABLE = "not_acceptable"
     NOT_FOUND = "not_found"
     ALREADY_EXISTS = "already_exists"
     FAILED_PRECONDITION = "failed_precondition"
@@ -51,6 +53,18 @@ class TooLarge(KilnError):
     """The body or message is over the configured limit."""
 
     code = Code.TOO_LARGE
+
+
+class UnsupportedType(KilnError):
+    """This model takes no body of that media type."""
+
+    code = Code.UNSUPPORTED_TYPE
+
+
+class NotAcceptable(KilnError):
+    """The answer can be made in none of the media types that the caller accepts."""
+
+    code = Code.NOT_ACCEPTABLE
 
 
 class NotFound(KilnError):

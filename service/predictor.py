@@ -215,22 +215,23 @@ class Request:
             asked = [decode(handle.signatures) for decode in decoders]
             for decoded in asked:
                 validate(decoded)
-            if deadline is not None and time.monotonic() >= deadline:
-                raise DeadlineExceeded("the deadline passed before the request was queued")
-
-            async def run(decoded: Decoded) -> Prediction:
-                spent = Spent()
-                outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
-                return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
-
-            # the version is held until the last of them has ended, whichever way
-            answers = await asyncio.gather(*map(run, asked), return_exceptions=True)
+            return await _run_all(handle, asked, deadline)
         finally:
             handle.release()
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return [answer for answer in answers if isinstance(answer, Prediction)]
+
+    async def predict_apart(
+        self, deadline: float | None, decode: Callable[[Mapping[str, Signature]], list[Decoded]]
+    ) -> list[Prediction]:
+        """As `predict_all`, but `decode` may take its time: it makes all of the requests, in a thread."""
+        handle = await self._hold(deadline)
+        try:
+            self._observed.version = handle.version
+            asked = await asyncio.to_thread(decode, handle.signatures)
+            for decoded in asked:
+                validate(decoded)
+            return await _run_all(handle, asked, deadline)
+        finally:
+            handle.release()
 
     async def _hold(self, deadline: float | None) -> Handle:
         """The version to ask, which is waited for where it is being loaded."""
@@ -249,6 +250,23 @@ class Request:
             self._observed.done(error.code)
         else:
             self._observed.done(Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED)
+
+
+async def _run_all(handle: Handle, asked: Sequence[Decoded], deadline: float | None) -> list[Prediction]:
+    """The answers to valid requests of one version, which is held until the last of them has ended, whichever way."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise DeadlineExceeded("the deadline passed before the request was queued")
+
+    async def run(decoded: Decoded) -> Prediction:
+        spent = Spent()
+        outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
+        return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
+
+    answers = await asyncio.gather(*map(run, asked), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, Prediction)]
 
 
 def validate(decoded: Decoded) -> None:

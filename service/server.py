@@ -27,6 +27,7 @@ from service.registry.config import ModelConfig
 from service.registry.estimate import Estimator
 from service.registry.importer import import_model
 from service.registry.labels import read_labels
+from service.registry.meaning import read_meaning
 from service.registry.registry import Registry
 from service.registry.remote import fetch
 from service.registry.repository import Source
@@ -268,6 +269,7 @@ def registry_options(settings: Settings) -> RegistryOptions:
         materialize=materialize,
         load=load,
         labels=lambda source: read_labels(fetch(source, settings.cache_dir)),
+        meaning=lambda source: read_meaning(fetch(source, settings.cache_dir)),
         memory=_memory(settings),
         limits=Limits(
             settings.max_batch_rows,

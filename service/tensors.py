@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import InvalidArgument
+from service.meaning import ModelMeaning
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
@@ -110,6 +111,11 @@ class TensorSpec:
     def is_batched(self) -> bool:
         return bool(self.shape) and self.shape is not None and self.shape[0] is None
 
+    @property
+    def row_sizes(self) -> tuple[int | None, ...] | None:
+        """The shape of one row, or of the whole tensor where it has no rows; None where the rank is open."""
+        return self.shape[1:] if self.shape is not None and self.is_batched else self.shape
+
     def wire_shape(self) -> list[int]:
         """The shape with -1 for an open dimension (an open rank shows as ``[-1]``)."""
         return [-1] if self.shape is None else [-1 if d is None else d for d in self.shape]
@@ -133,6 +139,7 @@ class Signature:
     `takes_other_shapes` tells that the graph may be tried with shapes that it does not declare:
     it then answers or refuses. Other graphs must not be, for some operations abort the process.
     `stateful` tells that each run changes the model's variables: every request runs alone, once.
+    `meaning` is what ``model.yaml`` says of the model, all signatures of which share it.
     """
 
     name: str
@@ -141,6 +148,7 @@ class Signature:
     method: str = "tensorflow/serving/predict"
     takes_other_shapes: bool = False
     stateful: bool = False
+    meaning: ModelMeaning | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def input_by_name(self) -> dict[str, TensorSpec]:

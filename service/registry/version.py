@@ -15,10 +15,12 @@ from service.batching.batcher import Model as BatchModel
 from service.batching.queue import Limits, Spent
 from service.batching.runner import Runner, ThreadRunner, result_of
 from service.errors import KilnError
+from service.meaning import MEANING_FILE, ModelMeaning
 from service.metrics import Metrics
 from service.registry.config import ModelConfig
 from service.registry.labels import labelled
 from service.registry.lifecycle import Lifecycle, State, VersionStatus
+from service.registry.meaning import explained
 from service.registry.repository import Source
 from service.registry.room import Room
 from service.runtime.base import signatures_line
@@ -73,13 +75,14 @@ class RegistryOptions:
     `retry_s` the wait before a version that failed is tried again, doubled each time. With
     `explicit` models are loaded by request, with `fixed` nothing changes after the start. A client
     may name places below `root` only. `labels` reads the names of the classes that a version tells
-    apart; it blocks too.
+    apart, and `meaning` what ``model.yaml`` says of it, raising `ModelLoadError`; both block too.
     """
 
     materialize: Callable[[Source], Path]
     load: Callable[[Path, ModelConfig], Model]
     limits: Limits
     labels: Callable[[Source], tuple[str, ...]] = lambda source: ()  # noqa: ARG005
+    meaning: Callable[[Source], ModelMeaning | None] = lambda source: None  # noqa: ARG005
     memory: Memory | None = None
     split_oversize: bool = True
     drain_s: float = 60.0
@@ -161,6 +164,7 @@ class Version:
             self.model = model = await result_of(loader, lambda: options.load(path, config))
             labels = await result_of(loader, lambda: options.labels(self.source))
             model.signatures = labelled(model.signatures, labels, self.label)
+            await result_of(loader, lambda: self._explain(model, options))
             self.lifecycle.advance(State.WARMING)
             _log.info("warming up %s", self.label)
             warm_up_start = time.monotonic()
@@ -185,6 +189,13 @@ class Version:
             self.facts.load_s,
             warm_up_s,
         )
+
+    def _explain(self, model: Model, options: RegistryOptions) -> None:
+        """Give the signatures their meaning; one that cannot be read is told of, and left out."""
+        signatures, problem = explained(model.signatures, lambda: options.meaning(self.source), self.label)
+        model.signatures = signatures
+        if problem:
+            model.left_out = {**model.left_out, MEANING_FILE: problem}
 
     def start_planning(self, turn: asyncio.Semaphore, metrics: Metrics) -> None:
         """Find out better plans while it serves, when it is its `turn`, and put them in use."""

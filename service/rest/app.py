@@ -12,9 +12,11 @@ from starlette.exceptions import HTTPException
 from service import __version__
 from service.errors import INTERNAL_ERROR, KilnError
 from service.metrics import CONTENT_TYPE, Metrics
-from service.predictor import Predictor
+from service.predictor import Engine, Predictor
 from service.rest.admin import admin_router
 from service.rest.codes import HTTP_STATUS
+from service.rest.door import DOOR, door_app
+from service.rest.door_openapi import door_paths
 from service.rest.http import Asgi, Receive, Scope, Send, returning
 from service.rest.openapi import HOT_PATHS
 from service.rest.openinference import infer_app, metadata_router
@@ -32,6 +34,7 @@ class KilnApp(FastAPI):
 
     infer: Asgi
     tfserving: Asgi
+    door: Asgi
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -42,6 +45,9 @@ class KilnApp(FastAPI):
                 return
             if path[:4].lower() in ("/v1/", "/v1"):
                 await self.tfserving(scope, receive, send)
+                return
+            if path.startswith(DOOR):
+                await self.door(scope, receive, send)
                 return
         await super().__call__(scope, receive, send)
 
@@ -56,6 +62,7 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
     )
     app.infer = infer_app(predictor, options)
     app.tfserving = tfserving_app(predictor, options)
+    app.door = door_app(predictor, options)
     app.include_router(shared_memory_router(options))
     app.include_router(extensions_router(predictor, options.max_message_bytes))
     app.include_router(metadata_router(predictor, is_ready, options.memory))
@@ -64,7 +71,7 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
     app.add_exception_handler(KilnError, _kiln_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
-    app.openapi = lambda: _openapi(app, FastAPI.openapi)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, FastAPI.openapi, predictor.engine)  # type: ignore[method-assign]
     return app
 
 
@@ -100,11 +107,12 @@ async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": INTERNAL_ERROR}, 500)  # logged by the middleware that calls this
 
 
-def _openapi(app: FastAPI, generate: Callable[[FastAPI], dict[str, Any]]) -> dict[str, Any]:
-    """FastAPI's document, with the paths that its router does not see."""
+def _openapi(app: FastAPI, generate: Callable[[FastAPI], dict[str, Any]], engine: Engine) -> dict[str, Any]:
+    """FastAPI's document, with the paths that its router does not see; those of `engine`'s models are as of now."""
     if app.openapi_schema is None:
         paths = generate(app)["paths"]
         for operation in (operation for path in paths.values() for operation in path.values()):
             operation["responses"].pop("422", None)  # FastAPI's own refusal; nothing here can cause it
         paths.update(HOT_PATHS)
-    return app.openapi_schema or {}
+    document = app.openapi_schema or {}
+    return {**document, "paths": {**document.get("paths", {}), **door_paths(engine)}}

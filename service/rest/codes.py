@@ -7,6 +7,8 @@ from service.errors import Code
 HTTP_STATUS = {
     Code.INVALID_ARGUMENT: 400,
     Code.TOO_LARGE: 413,
+    Code.UNSUPPORTED_TYPE: 415,
+    Code.NOT_ACCEPTABLE: 406,
     Code.NOT_FOUND: 404,
     Code.ALREADY_EXISTS: 409,
     Code.FAILED_PRECONDITION: 400,

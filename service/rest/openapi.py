@@ -58,7 +58,8 @@ MODEL = {
 }
 
 
-def _parameter(name: str, where: str, example: Any, text: str) -> dict[str, Any]:
+def parameter(name: str, where: str, example: Any, text: str) -> dict[str, Any]:
+    """One parameter of an operation, in its ``path``, ``query`` or ``header``."""
     kind = "integer" if isinstance(example, int) else "string"
     return {
         "name": name,
@@ -70,11 +71,11 @@ def _parameter(name: str, where: str, example: Any, text: str) -> dict[str, Any]
     }
 
 
-_MODEL = _parameter("model", "path", "digits", "name of the model")
-_VERSION = _parameter("version", "path", 1, "version of the model")
-_LABEL = _parameter("label", "path", "stable", "label of a version")
-_TIMEOUT = _parameter("Kiln-Timeout-Ms", "header", 1000, "deadline of this request in milliseconds")
-_LENGTH = _parameter(
+_MODEL = parameter("model", "path", "digits", "name of the model")
+_VERSION = parameter("version", "path", 1, "version of the model")
+_LABEL = parameter("label", "path", "stable", "label of a version")
+_TIMEOUT = parameter("Kiln-Timeout-Ms", "header", 1000, "deadline of this request in milliseconds")
+_LENGTH = parameter(
     "Inference-Header-Content-Length", "header", 180, "bytes of JSON before the binary tensors; without it all is JSON"
 )
 
@@ -89,8 +90,10 @@ def error_responses(*statuses: int) -> dict[int | str, Any]:
     texts = {
         400: "the request is wrong: the text names the field, what was expected and what came",
         404: "no such model, version or shared memory region",
+        406: "the answer cannot be made in what Accept has",
         409: "the name is taken",
         413: "the body is over the limit",
+        415: "the model takes no body of that type",
         429: "the queue is full; see Retry-After",
         501: "not answered by Kiln",
         503: "not ready, or stopping",

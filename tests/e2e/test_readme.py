@@ -49,6 +49,15 @@ def test_ask_it(server: Server, protocol: str):
     assert run(script, server) == "class 4\n"
 
 
+def test_ask_it_in_your_own_terms(server: Server):
+    """An image, raw and in a form: the answer is in words, or the word alone."""
+    (script,) = blocks(ROOT / "README.md", "Ask it in your own terms")
+    answer, _, word = run(script, server).partition("}]}")
+    best = json.loads(answer + "}]}")["output_0"][0]
+    assert (best["label"], best["id"], word) == ("4", 4, "4\n")
+    assert best["probability"] > 0.99
+
+
 def test_the_example_models_curl(server: Server):
     """The command of the example model's README gives its class the probability that it names."""
     readme = MODELS / "digits" / "README.md"

@@ -31,6 +31,9 @@ PATHS = {
         for verb in verbs
         if model.startswith("/v1") or version != "/labels/{label}"
     ),
+    "/predict/{model}",
+    "/predict/{model}/versions/{version}",
+    "/predict/{model}/labels/{label}",
     "/v2/models",
     "/v2/models/stats",
     "/v2/models/{model}/trace/setting",
@@ -67,8 +70,8 @@ def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 async def test_every_path_is_there(document: dict[str, Any]):
-    """Those of the router, and those that go past it."""
-    assert set(document["paths"]) == PATHS
+    """Those of the router, those that go past it, and one for the model that is loaded."""
+    assert set(document["paths"]) == PATHS | {"/predict/double"}
 
 
 async def test_every_operation_has_examples_and_a_group(document: dict[str, Any]):
@@ -89,12 +92,13 @@ async def test_every_operation_has_examples_and_a_group(document: dict[str, Any]
 
 
 async def test_path_parameters_are_those_of_the_path(document: dict[str, Any]):
-    """None is missing, and none is asked for as a query."""
+    """None is missing, and none is asked for as a query, but for the signature of `/predict`."""
     for name, operation in operations(document).items():
         declared = [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"]
         known = ("label", "model", "region", "version")
         assert sorted(declared) == [part for part in known if f"{{{part}}}" in name], name
-        assert not [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "query"], name
+        queries = [parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "query"]
+        assert queries == ["signature"] * ("/predict/" in name), name
 
 
 @pytest.mark.parametrize("path", [PREDICT, CLASSIFY, REGRESS, INFER])

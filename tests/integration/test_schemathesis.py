@@ -27,8 +27,10 @@ from tests.integration.test_openapi import PATHS
 T = TypeVar("T")
 VERBS = (":predict", ":classify", ":regress")
 POSTED = (*VERBS, "/infer", "/load", "/unload", "/index", "/register", "/unregister")
-METHODS = [(path, "post" if path.endswith(POSTED) else "get") for path in sorted(PATHS)]
+DOORS = sorted(path for path in PATHS if path.startswith("/predict/"))
+METHODS = [(path, "post" if path.endswith(POSTED) else "get") for path in sorted(PATHS - {*DOORS})]
 METHODS += [(path, "post") for path in sorted(PATHS) if path.endswith(("/logging", "/trace/setting"))]
+METHODS += [(path, "post") for path in (*DOORS, "/predict/double")]
 OPERATIONS = [
     (path, method, mode)
     for path, method in METHODS
@@ -62,10 +64,11 @@ class Server:
     def ask(self, request: requests.PreparedRequest) -> Response:
         body = request.body or b""
         headers = {name.lower().replace("-", "_"): str(value) for name, value in request.headers.items()}
+        path, question, query = request.path_url.partition("?")
         return self._run(
             self._client.ask(
                 request.method or "",
-                unquote(request.path_url).replace("?", "%3F"),  # none has a query
+                unquote(path).replace("?", "%3F") + question + query,
                 body.encode() if isinstance(body, str) else body,
                 **headers,
             )

@@ -13,8 +13,10 @@ from prometheus_client.metrics_core import Metric
 
 from service.cli import main
 from service.errors import Code
+from service.meaning import InputMeaning, ModelMeaning, OutputMeaning
 from service.metrics import Metrics
 from service.registry.config import ModelConfig, parse_configs
+from service.registry.meaning import read_meaning
 from service.rest.codes import HTTP_STATUS
 from service.rpc.codes import GRPC_STATUS
 from service.settings import ENV_PREFIX, Settings
@@ -112,6 +114,33 @@ def test_the_metrics_table_is_that_of_the_code():
         row = f"| `{name}` | {family.type} | {_labels(metrics, family)} | {family.documentation} |"
         expected.append(row.replace("|  |", "| |"))
     assert sorted(table("metrics")) == sorted(expected)
+
+
+def test_the_table_of_model_yaml_is_that_of_the_code():
+    """Every field of a model's, an input's and an output's meaning has its row, under what it is of."""
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table("model.yaml")]
+    images = {"mode", "size", "scale", "offset", "invert"}
+    documented: dict[str, set[str]] = {"model": set(), "inputs": set(), "outputs": set(), "images": set()}
+    for fields, of, *_ in rows:
+        for each in of.split(", "):
+            documented[each] |= set(re.findall(r"`(\w+)`", fields))
+    assert documented == {
+        "model": set(ModelMeaning.model_fields),
+        "inputs": set(InputMeaning.model_fields) - images,
+        "outputs": set(OutputMeaning.model_fields) - images,
+        "images": images,
+    }
+
+
+def test_the_example_of_model_yaml_is_valid(tmp_path: Path):
+    """The YAML in the README is taken as it stands, yes and no as words."""
+    example = re.search(r"```yaml\n(description:.*?)```", README, re.DOTALL)
+    assert example
+    (tmp_path / "model.yaml").write_text(example[1])
+    meaning = read_meaning(tmp_path)
+    assert meaning is not None
+    assert meaning.inputs["driveway"].values == ("yes", "no")
+    assert meaning.outputs["style"].labels == ("bungalow", "villa", "hut")
 
 
 def test_the_errors_table_is_that_of_the_code():
