@@ -7,6 +7,7 @@ front ends can live in another process than the one that holds the device.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from service.metrics import Metrics, ObservedRequest
 from service.registry.config import ModelConfig
 from service.registry.lifecycle import VersionStatus
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
+from service.trace_context import trace_id
 
 SERVER_NAME = "kiln"
 EXTENSIONS = (
@@ -161,7 +163,7 @@ class Predictor:
         Raises:
             NotFound, Unavailable, InvalidArgument: on entry, as `Engine.acquire`.
         """
-        return Request(self.engine, ref, self._metrics.request(ref.name, protocol))
+        return Request(self.engine, ref, self._metrics.request(ref.name, protocol, trace_id.get()))
 
 
 class Request:
@@ -192,15 +194,18 @@ class Request:
         handle = await self._hold(deadline)
         try:
             self._observed.version = handle.version
+            begun = time.monotonic()
             decoded = decode(handle.signatures)
             validate(decoded)
+            now = self._decoded(begun)
             if decoded.timeout_s is not None:
-                own = time.monotonic() + decoded.timeout_s
+                own = now + decoded.timeout_s
                 deadline = own if deadline is None else min(deadline, own)
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and now >= deadline:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
             spent = Spent()
             outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
+            self._observed.answered = time.monotonic()
             return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
         finally:
             handle.release()
@@ -210,10 +215,11 @@ class Request:
         handle = await self._hold(deadline)
         try:
             self._observed.version = handle.version
+            begun = time.monotonic()
             asked = [decode(handle.signatures) for decode in decoders]
             for decoded in asked:
                 validate(decoded)
-            if deadline is not None and time.monotonic() >= deadline:
+            if self._decoded(begun) >= (math.inf if deadline is None else deadline):
                 raise DeadlineExceeded("the deadline passed before the request was queued")
 
             async def run(decoded: Decoded) -> Prediction:
@@ -228,7 +234,14 @@ class Request:
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
+        self._observed.answered = time.monotonic()
         return [answer for answer in answers if isinstance(answer, Prediction)]
+
+    def _decoded(self, begun: float) -> float:
+        """Inputs are there and valid, since `begun`; the time now."""
+        now = time.monotonic()
+        self._observed.decode_s = now - begun
+        return now
 
     async def _hold(self, deadline: float | None) -> Handle:
         """The version to ask, which is waited for where it is being loaded."""

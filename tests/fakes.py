@@ -138,7 +138,7 @@ class FakeObserver:
     def waited(self, seconds: float) -> None:
         self.waits.append(seconds)
 
-    def executed(self, rows: int, seconds: float) -> None:
+    def executed(self, rows: int, given: int, seconds: float) -> None:
         self.runs.append(rows)
 
     def failed(self) -> None:

@@ -11,17 +11,18 @@ from starlette.exceptions import HTTPException
 
 from service import __version__
 from service.errors import INTERNAL_ERROR, KilnError
-from service.metrics import CONTENT_TYPE, Metrics
+from service.metrics import Metrics
 from service.predictor import Predictor
 from service.rest.admin import admin_router
 from service.rest.codes import HTTP_STATUS
-from service.rest.http import Asgi, Receive, Scope, Send, returning
+from service.rest.http import Asgi, Receive, Scope, Send, header, returning
 from service.rest.openapi import HOT_PATHS
 from service.rest.openinference import infer_app, metadata_router
 from service.rest.openinference_admin import extensions_router
 from service.rest.options import RestOptions
 from service.rest.shared_memory import shared_memory_router
 from service.rest.tfserving import tfserving_app
+from service.trace_context import follow
 
 
 class KilnApp(FastAPI):
@@ -36,6 +37,7 @@ class KilnApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             send = returning(scope, send)
+            follow(header(scope, b"traceparent"))
             path: str = scope["path"]
             if path.startswith("/v2/models/") and path.endswith("/infer") and path != "/v2/models/infer":
                 await self.infer(scope, receive, send)
@@ -69,20 +71,25 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    forms: dict[int | str, dict[str, Any]] = {200: {"content": {"application/openmetrics-text": {}}}}
+
     @app.get(
         "/metrics",
         tags=["Operations"],
-        summary="Metrics in Prometheus's text format",
+        summary="Metrics in Prometheus's text format, or OpenMetrics' with exemplars",
         response_class=PlainTextResponse,
+        responses=forms,
     )
     @app.get(
         "/monitoring/prometheus/metrics",
         tags=["Operations"],
         summary="The same, where TensorFlow Serving has it",
         response_class=PlainTextResponse,
+        responses=forms,
     )
-    async def page() -> Response:
-        return Response(metrics.render(), media_type=CONTENT_TYPE)
+    async def page(request: Request) -> Response:
+        content, content_type = metrics.page(request.headers.get("accept", ""))
+        return Response(content, media_type=content_type, headers={"vary": "accept"})
 
 
 async def _kiln_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
