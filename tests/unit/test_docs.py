@@ -92,7 +92,7 @@ def test_the_model_config_example_is_valid():
 
 def _labels(metrics: Metrics, family: Metric) -> str:
     collector: Any = metrics.registry._names_to_collectors.get(family.name)
-    names = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", ())
+    names = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", None) or ()
     return ", ".join(f"`{name}`" for name in names)
 
 

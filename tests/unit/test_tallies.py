@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def test_a_sum_tells_how_many_and_how_much():
     assert registry.get_sample_value("took_sum", {"model": "m"}) == 2.0
 
 
-@pytest.mark.parametrize("kind", [Counts, Sums, lambda *form: Tallies(*form, (1.0,))])
+@pytest.mark.parametrize("kind", [Counts, Sums, partial(Tallies, bounds=(1.0,))])
 def test_series_are_forgotten_by_their_first_labels(kind: Any):
     """Those that begin so, whatever follows; the others stay."""
     family = kind("took", "Text.", ("model", "version", "code"))
