@@ -106,7 +106,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(rest_port: int, folder: Path) -> Iterator[Prometheus]:
-    """One that scrapes the server on `rest_port` each second and goes by the chart's rules; what it keeps is in `folder`."""
+    """One that scrapes the server on `rest_port` each second, by the chart's rules; what it keeps is in `folder`."""
     config = {
         "global": {"scrape_interval": f"{SCRAPE_S}s", "scrape_timeout": f"{SCRAPE_S}s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES)],

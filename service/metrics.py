@@ -160,9 +160,11 @@ class Metrics:
         else:
             series.latency.observe(elapsed_s)
         if request.decode_s is not None:
-            series.decode.add(request.decode_s)
+            series.decode.count += 1
+            series.decode.total += request.decode_s
         if request.answered is not None:
-            series.encode.add(now - request.answered)
+            series.encode.count += 1
+            series.encode.total += now - request.answered
 
     def _bind(self, model: str, version: int | None, protocol: str, code: Code | None) -> RequestSeries:
         of_version = (model, "" if version is None else str(version))

@@ -7,7 +7,6 @@ front ends can live in another process than the one that holds the device.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,7 +196,8 @@ class Request:
             begun = time.monotonic()
             decoded = decode(handle.signatures)
             validate(decoded)
-            now = self._decoded(begun)
+            now = time.monotonic()
+            self._observed.decode_s = now - begun
             if decoded.timeout_s is not None:
                 own = now + decoded.timeout_s
                 deadline = own if deadline is None else min(deadline, own)
@@ -219,7 +219,9 @@ class Request:
             asked = [decode(handle.signatures) for decode in decoders]
             for decoded in asked:
                 validate(decoded)
-            if self._decoded(begun) >= (math.inf if deadline is None else deadline):
+            now = time.monotonic()
+            self._observed.decode_s = now - begun
+            if deadline is not None and now >= deadline:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
 
             async def run(decoded: Decoded) -> Prediction:
@@ -236,12 +238,6 @@ class Request:
                 raise answer
         self._observed.answered = time.monotonic()
         return [answer for answer in answers if isinstance(answer, Prediction)]
-
-    def _decoded(self, begun: float) -> float:
-        """Inputs are there and valid, since `begun`; the time now."""
-        now = time.monotonic()
-        self._observed.decode_s = now - begun
-        return now
 
     async def _hold(self, deadline: float | None) -> Handle:
         """The version to ask, which is waited for where it is being loaded."""

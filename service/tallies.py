@@ -69,11 +69,6 @@ class Sum:
         self.count = 0
         self.total = 0.0
 
-    def add(self, value: float) -> None:
-        """One more `value`."""
-        self.count += 1
-        self.total += value
-
 
 class Sums(Collector):
     """A summary with labels: how many values there were, and their sum."""

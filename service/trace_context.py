@@ -31,4 +31,7 @@ def sampled_trace_id(value: str) -> str:
 
 def follow(value: bytes | None) -> None:
     """From here on the current task answers a request with that ``traceparent``, or with none."""
-    trace_id.set("" if value is None else sampled_trace_id(value.decode("latin-1")))
+    if value is not None:
+        trace_id.set(sampled_trace_id(value.decode("latin-1")))
+    elif trace_id.get():  # the same task answered another request before
+        trace_id.set("")

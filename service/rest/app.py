@@ -15,14 +15,13 @@ from service.metrics import Metrics
 from service.predictor import Predictor
 from service.rest.admin import admin_router
 from service.rest.codes import HTTP_STATUS
-from service.rest.http import Asgi, Receive, Scope, Send, header, returning
+from service.rest.http import Asgi, Receive, Scope, Send, returning
 from service.rest.openapi import HOT_PATHS
 from service.rest.openinference import infer_app, metadata_router
 from service.rest.openinference_admin import extensions_router
 from service.rest.options import RestOptions
 from service.rest.shared_memory import shared_memory_router
 from service.rest.tfserving import tfserving_app
-from service.trace_context import follow
 
 
 class KilnApp(FastAPI):
@@ -37,7 +36,6 @@ class KilnApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             send = returning(scope, send)
-            follow(header(scope, b"traceparent"))
             path: str = scope["path"]
             if path.startswith("/v2/models/") and path.endswith("/infer") and path != "/v2/models/infer":
                 await self.infer(scope, receive, send)
