@@ -38,6 +38,8 @@ from load_tests.prometheus import Prometheus, Query, prometheus, queries
 
 _SECONDS = 75.0
 _STEP_S = 1.0
+_START_S = 600.0
+"""With three models to convert, and whatever else the machine does."""
 _ROWS = ("Requests", "Time", "Batches", "Resources")
 _UNITS = {"s": (1e3, " ms"), "percentunit": (100, " %"), "bytes": (2**-20, " MiB"), "reqps": (1, "/s")}
 """How a unit of Grafana's is written here: a factor, and what follows the number."""
@@ -74,7 +76,7 @@ def main() -> None:
         command = ["-m", "service", "serve", str(work / "models"), "--models-config", str(work / "models.yaml")]
         command += ["--host", "127.0.0.1", "--rest-port", str(rest), "--grpc-port", str(grpc)]
         with server_process(*command, "--cache-dir", str(work / "cache")):
-            wait_for(f"http://127.0.0.1:{rest}/v2/health/ready")
+            wait_for(f"http://127.0.0.1:{rest}/v2/health/ready", _START_S)
             with prometheus(rest, work / "prometheus") as running:
                 start = time.time()
                 with _mistakes(rest):
