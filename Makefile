@@ -6,7 +6,7 @@ MODELS ?= models
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos bench bench-codecs image chart
+.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs image chart
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -36,6 +36,13 @@ type: setup  ## mypy, strict
 
 protos: setup  ## regenerate service/rpc/_generated from protos/
 	$(BIN)/python protos/generate.py
+
+observe-test: setup  ## scrape a server with a real Prometheus: metrics, rules, alerts, dashboards (needs prometheus)
+	$(BIN)/python -m pytest tests/e2e/test_observe.py tests/unit/test_dashboards.py
+
+dashboards: setup  ## write helm/dashboards/*.json, and the README's picture of one (needs prometheus)
+	$(BIN)/python helm/dashboards/make.py
+	$(BIN)/python -m load_tests.dashboard docs/dashboard.svg
 
 bench: setup  ## measure the server and print the table of load_tests/README.md
 	$(BIN)/python -m load_tests.bench

@@ -1,14 +1,18 @@
-"""Every metric that Kiln exposes, with its labels and buckets; with `tallies` the only user of prometheus_client."""
+"""Every metric that Kiln exposes, with its labels and buckets.
+
+With `tallies` and `gauges` the only user of prometheus_client.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
     GCCollector,
     PlatformCollector,
@@ -16,98 +20,91 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.openmetrics import exposition as openmetrics
 
-from service import __version__
+from service.batching.queue import Limits
+from service.build import versions
 from service.errors import Code
+from service.gauges import GpuGauges, VersionGauges
+from service.gpus import ReadGpus, no_gpus
 from service.registry.lifecycle import State, VersionStatus
 from service.runtime.plan_record import SignatureRecord
-from service.tallies import Count, Counts, Tallies, Tally
+from service.series import Goal, RequestSeries, VersionMetrics
+from service.tallies import Counts, Sums, Tallies
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_OPEN_METRICS = re.compile(r"\s*application/openmetrics-text\s*(?:;(?!\s*q\s*=\s*0(?:\.0*)?\s*(?:;|$))[^;]*)*")
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 _VERSION = ("model", "version")
-_LONGEST_REASON = 200
+_DROPPED = ("cancelled", "expired", "overloaded")
+_FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE_EXCEEDED})
+"""Failures that are the server's, not the caller's: they miss a model's goal however fast they are."""
+_MOST_GONE = 8
+"""Of versions that are gone, so many of a model keep their counts."""
 
 
 class Metrics:
     """All metrics of one server, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_gpus: ReadGpus = no_gpus) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counts(
-            "kiln_requests",
-            "Predict requests answered, by outcome: ok or an error code.",
-            (*_VERSION, "protocol", "code"),
+        self._requests = self._counts(
+            "kiln_requests", "Predict requests answered, by outcome: ok or an error code.", "protocol", "code"
         )
-        self.registry.register(self._requests)
         self._latency = self._histogram(
             "kiln_request_duration_seconds",
             "From a request's arrival at the predictor to its outputs.",
             _SECONDS,
             (*_VERSION, "protocol"),
         )
+        self._decode = self._sums("kiln_decode_seconds", "Making tensors of a request, and checking them.")
+        self._encode = self._sums("kiln_encode_seconds", "Making an answer of a request's outputs.")
+        self._slo = self._counts(
+            "kiln_slo_requests",
+            "Requests to a model with slo_ms: met if answered within it, missed if slower or failed by the server.",
+            "outcome",
+        )
         self._queue = self._histogram("kiln_queue_seconds", "From enqueued to taken into a batch.", _SECONDS)
         self._execution = self._histogram("kiln_execution_seconds", "One run of a plan on one batch.", _SECONDS)
         self._batch_rows = self._histogram("kiln_batch_rows", "Rows of callers in one batch.", _ROWS)
-        self._failed_batches = self._counter(
+        self._fill = self._histogram(
+            "kiln_batch_fill_ratio", "Rows of callers in one batch, of those that its plan was given.", _SHARES
+        )
+        self._failed_batches = self._counts(
             "kiln_failed_batches", "Runs that raised; a batch of several is then bisected."
         )
-        self._dropped = Counter(
+        self._dropped = self._counts(
             "kiln_dropped_requests",
             "Requests that left the queue unrun: cancelled, expired or refused because it was full.",
-            (*_VERSION, "reason"),
-            registry=self.registry,
+            "reason",
         )
-        self._shadow = Counter(
+        self._shadow = self._counts(
             "kiln_shadow_requests",
             "Requests also sent to a version on trial, by outcome: agree, differ or error.",
-            (*_VERSION, "outcome"),
-            registry=self.registry,
+            "outcome",
         )
-        self._in_flight = Gauge(
-            "kiln_requests_in_flight", "Predict requests being answered now.", registry=self.registry
+        self._in_flight = self._gauge("kiln_requests_in_flight", "Predict requests being answered now.")
+        self._memory_budget = self._gauge(
+            "kiln_memory_budget_bytes", "Memory that all versions together may take on a device.", "device"
         )
-        self._load = Gauge("kiln_model_load_seconds", "Time from LOADING to READY.", _VERSION, registry=self.registry)
-        self._memory = Gauge(
-            "kiln_model_memory_bytes",
-            "Memory that a loaded version takes on a device; CPU is the machine's memory.",
-            (*_VERSION, "device"),
-            registry=self.registry,
-        )
-        self._memory_budget = Gauge(
-            "kiln_memory_budget_bytes",
-            "Memory that all versions together may take on a device.",
-            ("device",),
-            registry=self.registry,
-        )
-        self._plans: dict[tuple[str, int], list[tuple[str, str, str, str, str]]] = {}
-        self._difference = Gauge(
-            "kiln_plan_batch_difference",
-            "The most by which company in a batch was seen to change an answer, absolute and relative.",
-            (*_VERSION, "signature", "kind"),
-            registry=self.registry,
-        )
-        self._plan = Gauge(
-            "kiln_plan_info",
-            "The execution plan in use for each batch bucket.",
-            (*_VERSION, "signature", "bucket_rows", "plan"),
-            registry=self.registry,
-        )
-        self._ready = Gauge("kiln_ready", "1 while the server takes requests.", registry=self.registry)
-        info = Gauge("kiln_build_info", "Always 1.", ("version",), registry=self.registry)
-        info.labels(__version__).set(1)
-        self._memory_devices: dict[tuple[str, int], set[str]] = {}
+        self._goal = self._gauge("kiln_slo_seconds", "The goal that a model's slo_ms states.", "model")
+        self._ready = self._gauge("kiln_ready", "1 while the server takes requests.")
+        build = versions()
+        self._gauge("kiln_build_info", "Always 1.", *build).labels(*build.values()).set(1)
+        self._goals_s: dict[str, float] = {}
+        self._loads: Counter[tuple[str, str]] = Counter()
+        self._gone: dict[str, deque[int]] = {}
         self._requests_in_flight = 0
         self._in_flight.set_function(lambda: self._requests_in_flight)
-        self._states = _ModelStates()
-        self.registry.register(self._states)
-        self._children: dict[tuple[str, int | None, str, Code | None], tuple[Count, Tally]] = {}
+        self._versions = VersionGauges()
+        self.registry.register(self._versions)
+        self.registry.register(GpuGauges(read_gpus))
+        self._series: dict[tuple[str, int | None, str, Code | None], RequestSeries] = {}
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
 
@@ -116,79 +113,156 @@ class Metrics:
         self.registry.register(tallies)
         return tallies
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, _VERSION, registry=self.registry)
+    def _counts(self, name: str, text: str, *labels: str) -> Counts:
+        counts = Counts(name, text, (*_VERSION, *labels))
+        self.registry.register(counts)
+        return counts
+
+    def _sums(self, name: str, text: str) -> Sums:
+        sums = Sums(name, text, (*_VERSION, "protocol"))
+        self.registry.register(sums)
+        return sums
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
 
     def render(self) -> bytes:
         """The page in Prometheus's text format."""
         return generate_latest(self.registry)
 
-    def request(self, model: str, protocol: str) -> ObservedRequest:
-        """Start to observe one predict request."""
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """The page and its content type, for an ``Accept`` header: with exemplars where OpenMetrics is taken."""
+        if any(_OPEN_METRICS.fullmatch(part) for part in accept.lower().split(",")):
+            text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
+        return self.render(), CONTENT_TYPE
+
+    def request(self, model: str, protocol: str, trace_id: str = "") -> ObservedRequest:
+        """Start to observe one predict request; `trace_id` is that of a trace which is recorded."""
         self._requests_in_flight += 1
-        return ObservedRequest(self, model, protocol)
+        return ObservedRequest(self, model, protocol, trace_id)
 
     def request_done(self, request: ObservedRequest, code: Code | None) -> None:
         """Count a request and, where a version answered it, its latency."""
         self._requests_in_flight -= 1
         key = (request.model, request.version, request.protocol, code)
-        pair = self._children.get(key)
-        if pair is None:
-            labels = (request.model, "" if request.version is None else str(request.version), request.protocol)
-            pair = (
-                self._requests.labels(*labels, code.value if code else "ok"),
-                self._latency.labels(*labels),
-            )
-            self._children[key] = pair
-        pair[0].value += 1
-        if request.version is not None:
-            pair[1].observe(time.monotonic() - request.started)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._bind(*key)
+        now = time.monotonic()
+        elapsed_s = now - request.started
+        series.requests.value += 1
+        if series.goal is not None:
+            series.goal.count(elapsed_s)
+        if request.version is None:
+            return
+        if request.trace_id:
+            series.latency.observe_traced(elapsed_s, request.trace_id, time.time())
+        else:
+            series.latency.observe(elapsed_s)
+        if request.decode_s is not None:
+            series.decode.count += 1
+            series.decode.total += request.decode_s
+        if request.answered is not None:
+            series.encode.count += 1
+            series.encode.total += now - request.answered
 
-    def version(self, model: str, version: int, queued_rows: Callable[[], int]) -> VersionMetrics:
-        """The metrics of one loaded version; `queued_rows` is asked at each scrape."""
+    def _bind(self, model: str, version: int | None, protocol: str, code: Code | None) -> RequestSeries:
+        of_version = (model, "" if version is None else str(version))
+        goal_s = self._goals_s.get(model)
+        goal = None
+        if goal_s is not None and (code is None or code in _FAULTS):
+            met, missed = (self._slo.labels(*of_version, outcome) for outcome in ("met", "missed"))
+            goal = Goal(goal_s if code is None else -math.inf, met, missed)
+        return RequestSeries(
+            self._requests.labels(*of_version, protocol, code.value if code else "ok"),
+            self._latency.labels(*of_version, protocol),
+            self._decode.labels(*of_version, protocol),
+            self._encode.labels(*of_version, protocol),
+            goal,
+        )
+
+    def goal(self, model: str, slo_ms: float | None) -> None:
+        """From now on hold a model's requests to `slo_ms`; None for no goal."""
+        goal_s = None if slo_ms is None else slo_ms / 1e3
+        if goal_s == self._goals_s.get(model):
+            return
+        if goal_s is None:
+            del self._goals_s[model]
+            self._goal.remove(model)
+        else:
+            self._goals_s[model] = goal_s
+            self._goal.labels(model).set(goal_s)
+        self._series = {key: series for key, series in self._series.items() if key[0] != model}
+
+    def version(self, model: str, version: int, queued_rows: Callable[[], int], limits: Limits) -> VersionMetrics:
+        """The metrics of a version just loaded, with its bounds; `queued_rows` is asked at each scrape."""
         labels = (model, str(version))
-        self._states.queued_rows[labels] = queued_rows
+        self._loads[labels] += 1
+        self._versions.plans[labels] = []
+        self._versions.queues[labels] = (queued_rows, limits)
+        if model in self._gone:
+            self._gone[model] = deque(each for each in self._gone[model] if each != version)
         return VersionMetrics(
             queue=self._queue.labels(*labels),
             execution=self._execution.labels(*labels),
             rows=self._batch_rows.labels(*labels),
+            fill=self._fill.labels(*labels),
             failed=self._failed_batches.labels(*labels),
-            dropped={r: self._dropped.labels(*labels, r) for r in ("cancelled", "expired", "overloaded")},
+            dropped={reason: self._dropped.labels(*labels, reason) for reason in _DROPPED},
         )
 
     def forget_version(self, model: str, version: int) -> None:
-        """Stop asking an unloaded version for its queue."""
-        self._states.queued_rows.pop((model, str(version)), None)
+        """Stop telling how an unloaded version is; of those unloaded longest ago also what they have done."""
+        labels = (model, str(version))
+        self._loads[labels] -= 1
+        if self._loads[labels] > 0:  # another took its place under the same number
+            return
+        del self._loads[labels]
+        self._versions.forget(labels)
+        gone = self._gone.setdefault(model, deque())
+        gone.append(version)
+        if len(gone) > _MOST_GONE:
+            self._forget_counts(model, gone.popleft())
+
+    def _forget_counts(self, model: str, version: int) -> None:
+        histograms = (self._latency, self._queue, self._execution, self._batch_rows, self._fill)
+        counters = (self._requests, self._slo, self._failed_batches, self._dropped, self._shadow)
+        for family in (*histograms, *counters, self._decode, self._encode):
+            family.forget(model, str(version))
+        self._series = {key: series for key, series in self._series.items() if key[:2] != (model, version)}
 
     def state_changed(self, status: VersionStatus) -> None:
         """Show a version's state; a failed one shows its reason."""
-        self._states.statuses[(status.model, str(status.version))] = status
+        self._versions.statuses[(status.model, str(status.version))] = status
 
     def folder_problem(self, model: str, version: int | None, reason: str) -> None:
         """Show a folder that cannot be a model version at all."""
         label = "" if version is None else str(version)
-        self._states.statuses[(model, label)] = VersionStatus(model, version or 0, State.FAILED, reason)
+        self._versions.statuses[(model, label)] = VersionStatus(model, version or 0, State.FAILED, reason)
 
     def forget_state(self, model: str, version: int | None) -> None:
         """Stop showing a version that is gone."""
-        self._states.statuses.pop((model, "" if version is None else str(version)), None)
+        self._versions.statuses.pop((model, "" if version is None else str(version)), None)
 
     def shadow(self, model: str, version: int) -> Callable[[str], None]:
         """Count what came of a trial of `version`: agree, differ or error."""
-        return lambda outcome: self._shadow.labels(model, str(version), outcome).inc()
+
+        def count(outcome: str) -> None:
+            self._shadow.labels(model, str(version), outcome).value += 1
+
+        return count
 
     def loaded(self, model: str, version: int, seconds: float) -> None:
-        self._load.labels(model, str(version)).set(seconds)
+        """Show how long a version took from LOADING to READY."""
+        self._versions.load_s[model, str(version)] = seconds
 
     def memory(self, model: str, version: int, bytes_by_device: Mapping[str, int]) -> None:
         """Show what a version takes; no devices: it is unloaded, and its series go."""
-        known = self._memory_devices.pop((model, version), set())
-        for device in known - bytes_by_device.keys():
-            self._memory.remove(model, str(version), device)
-        for device, size_bytes in bytes_by_device.items():
-            self._memory.labels(model, str(version), device).set(size_bytes)
         if bytes_by_device:
-            self._memory_devices[model, version] = set(bytes_by_device)
+            self._versions.memory_bytes[model, str(version)] = dict(bytes_by_device)
+        else:
+            self._versions.memory_bytes.pop((model, str(version)), None)
 
     def memory_budget(self, device: str, limit_bytes: int) -> None:
         """Show how much memory there is for models on a device."""
@@ -196,94 +270,37 @@ class Metrics:
 
     def plans_chosen(self, model: str, version: int, plans: Mapping[str, SignatureRecord]) -> None:
         """Show which plan serves each bucket of each signature, in the place of those shown before."""
-        for labels in self._plans.pop((model, version), ()):
-            self._plan.remove(*labels)
-        shown = self._plans[model, version] = []
-        for signature, record in plans.items():
-            for rows, name in record.names.items():
-                shown.append((model, str(version), signature, str(rows), name))
-                self._plan.labels(*shown[-1]).set(1)
-            for kind, value in asdict(record.invariance).items():
-                self._difference.labels(model, str(version), signature, kind).set(value)
+        self._versions.plans[model, str(version)] = plans
 
     def ready(self, *, is_ready: bool) -> None:
         self._ready.set(float(is_ready))
 
 
 class ObservedRequest:
-    """One predict request, from its arrival to `done` or `refused`."""
+    """One predict request, from its arrival to `done` or `refused`.
 
-    __slots__ = ("_metrics", "model", "protocol", "started", "version")
+    Who answers it fills in `version`, `decode_s` once its inputs are there, and `answered`, in seconds of
+    `time.monotonic`, once its outputs are.
+    """
 
-    def __init__(self, metrics: Metrics, model: str, protocol: str) -> None:
+    __slots__ = ("_metrics", "answered", "decode_s", "model", "protocol", "started", "trace_id", "version")
+
+    def __init__(self, metrics: Metrics, model: str, protocol: str, trace_id: str) -> None:
         self._metrics = metrics
         self.model = model
         self.protocol = protocol
+        self.trace_id = trace_id
         self.version: int | None = None
+        self.decode_s: float | None = None
+        self.answered: float | None = None
         self.started = time.monotonic()
 
     def refused(self, code: Code) -> None:
-        """No version took it. A name that no model has makes no series of its own."""
-        if code is Code.NOT_FOUND:
-            self.model = ""
-        self._metrics.request_done(self, code)
+        """No version took it."""
+        self.done(code)
 
     def done(self, code: Code | None) -> None:
-        """Answered: None for success."""
+        """Answered: None for success. A name that no model has makes no series of its own."""
+        if code is Code.NOT_FOUND and self.version is None:
+            self.model = ""
         self._metrics.request_done(self, code)
-
-
-class VersionMetrics:
-    """What the batcher of one version reports; labels are bound once."""
-
-    def __init__(
-        self,
-        *,
-        queue: Tally,
-        execution: Tally,
-        rows: Tally,
-        failed: Counter,
-        dropped: dict[str, Counter],
-    ) -> None:
-        self.waited = queue.observe
-        self._execution = execution
-        self._rows = rows
-        self._failed = failed
-        self._dropped = dropped
-
-    def executed(self, rows: int, seconds: float) -> None:
-        self._rows.observe(rows)
-        self._execution.observe(seconds)
-
-    def failed(self) -> None:
-        self._failed.inc()
-
-    def dropped(self, reason: str, count: int) -> None:
-        """`reason` is cancelled, expired or overloaded."""
-        if count:
-            self._dropped[reason].inc(count)
-
-
-class _ModelStates(Collector):
-    """Gauges that are read from live objects at each scrape."""
-
-    def __init__(self) -> None:
-        self.statuses: dict[tuple[str, str], VersionStatus] = {}
-        self.queued_rows: dict[tuple[str, str], Callable[[], int]] = {}
-
-    def collect(self) -> Iterable[Metric]:
-        state = GaugeMetricFamily(
-            "kiln_model_state", "1 for the state a version is in, else 0.", labels=(*_VERSION, "state")
-        )
-        failed = GaugeMetricFamily(
-            "kiln_model_failed", "1 for each version that failed, with the reason.", labels=(*_VERSION, "reason")
-        )
-        for (model, version), status in sorted(self.statuses.items()):
-            for each in State:
-                state.add_metric((model, version, each.value), float(each is status.state))
-            if status.state is State.FAILED:
-                failed.add_metric((model, version, status.reason[:_LONGEST_REASON]), 1.0)
-        rows = GaugeMetricFamily("kiln_queue_rows", "Rows waiting now.", labels=_VERSION)
-        for labels, queued_rows in list(self.queued_rows.items()):
-            rows.add_metric(labels, float(queued_rows()))
-        return (state, failed, rows)

@@ -20,6 +20,7 @@ from service.registry.config import ModelConfig
 from service.registry.lifecycle import VersionStatus
 from service.runtime.plan_record import SignatureRecord
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
+from service.trace_context import trace_id
 
 SERVER_NAME = "kiln"
 EXTENSIONS = (
@@ -163,7 +164,7 @@ class Predictor:
         Raises:
             NotFound, Unavailable, InvalidArgument: on entry, as `Engine.acquire`.
         """
-        return Request(self.engine, ref, self._metrics.request(ref.name, protocol))
+        return Request(self.engine, ref, self._metrics.request(ref.name, protocol, trace_id.get()))
 
 
 class Request:
@@ -194,15 +195,19 @@ class Request:
         handle = await self._hold(deadline)
         try:
             self._observed.version = handle.version
+            begun = time.monotonic()
             decoded = decode(handle.signatures)
             validate(decoded)
+            now = time.monotonic()
+            self._observed.decode_s = now - begun
             if decoded.timeout_s is not None:
-                own = time.monotonic() + decoded.timeout_s
+                own = now + decoded.timeout_s
                 deadline = own if deadline is None else min(deadline, own)
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and now >= deadline:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
             spent = Spent()
             outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
+            self._observed.answered = time.monotonic()
             return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
         finally:
             handle.release()
@@ -212,10 +217,9 @@ class Request:
         handle = await self._hold(deadline)
         try:
             self._observed.version = handle.version
+            begun = time.monotonic()
             asked = [decode(handle.signatures) for decode in decoders]
-            for decoded in asked:
-                validate(decoded)
-            return await _run_all(handle, asked, deadline)
+            return await self._run_all(handle, asked, begun, deadline)
         finally:
             handle.release()
 
@@ -226,12 +230,34 @@ class Request:
         handle = await self._hold(deadline)
         try:
             self._observed.version = handle.version
+            begun = time.monotonic()
             asked = await asyncio.to_thread(decode, handle.signatures)
-            for decoded in asked:
-                validate(decoded)
-            return await _run_all(handle, asked, deadline)
+            return await self._run_all(handle, asked, begun, deadline)
         finally:
             handle.release()
+
+    async def _run_all(
+        self, handle: Handle, asked: Sequence[Decoded], begun: float, deadline: float | None
+    ) -> list[Prediction]:
+        """The answers to requests of one version, which is held until the last of them has ended, whichever way."""
+        for decoded in asked:
+            validate(decoded)
+        now = time.monotonic()
+        self._observed.decode_s = now - begun
+        if deadline is not None and now >= deadline:
+            raise DeadlineExceeded("the deadline passed before the request was queued")
+
+        async def run(decoded: Decoded) -> Prediction:
+            spent = Spent()
+            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
+            return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
+
+        answers = await asyncio.gather(*map(run, asked), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        self._observed.answered = time.monotonic()
+        return [answer for answer in answers if isinstance(answer, Prediction)]
 
     async def _hold(self, deadline: float | None) -> Handle:
         """The version to ask, which is waited for where it is being loaded."""
@@ -250,23 +276,6 @@ class Request:
             self._observed.done(error.code)
         else:
             self._observed.done(Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED)
-
-
-async def _run_all(handle: Handle, asked: Sequence[Decoded], deadline: float | None) -> list[Prediction]:
-    """The answers to valid requests of one version, which is held until the last of them has ended, whichever way."""
-    if deadline is not None and time.monotonic() >= deadline:
-        raise DeadlineExceeded("the deadline passed before the request was queued")
-
-    async def run(decoded: Decoded) -> Prediction:
-        spent = Spent()
-        outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
-        return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
-
-    answers = await asyncio.gather(*map(run, asked), return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return [answer for answer in answers if isinstance(answer, Prediction)]
 
 
 def validate(decoded: Decoded) -> None:

@@ -20,6 +20,7 @@ from service import __version__
 from service.batching.queue import Limits
 from service.batching.runner import ThreadRunner
 from service.bounds import Bounds
+from service.gpus import gpu_reader
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -111,7 +112,7 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
     """
     stopping = asyncio.Event()
     _listen_to_signals(stopping, on_signal)
-    metrics = Metrics()
+    metrics = Metrics(gpu_reader())
     watcher = _watcher(settings)
     watcher.read_config_file()
     found = await watcher.found(watcher.configs)

@@ -5,13 +5,11 @@ Source of the form: W3C Server Timing; durations are in milliseconds.
 
 from __future__ import annotations
 
-import re
-
 from service.batching.queue import Spent
+from service.trace_context import is_trace_parent
 
 RETURNED = ("traceparent", "x-request-id")
 """Headers, or metadata of a gRPC call, that a caller gets back as it sent them."""
-_TRACE_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _LONGEST_ID = 256
 
 
@@ -28,5 +26,5 @@ def server_timing(spent: Spent) -> str:
 def is_returned(name: str, value: str) -> bool:
     """Whether a value under one of `RETURNED` is given back: a ``traceparent`` only if W3C Trace Context has such."""
     if name == "traceparent":
-        return _TRACE_PARENT.fullmatch(value) is not None
+        return is_trace_parent(value)
     return 0 < len(value) <= _LONGEST_ID

@@ -134,4 +134,7 @@ class AsgiChannel:
         return self.unary_unary(path)
 
     def stream_stream(self, path: str) -> Callable[..., AsgiCall]:
-        return lambda: AsgiCall(self._app, path)
+        def call(metadata: Iterable[tuple[str, str]] = ()) -> AsgiCall:
+            return AsgiCall(self._app, path, headers=[(name.encode(), value.encode()) for name, value in metadata])
+
+        return call

@@ -10,7 +10,7 @@ import numpy as np
 
 from service.batching.queue import Lane
 from service.runtime.memory import MemoryUse
-from service.runtime.planner import Choice
+from service.runtime.plan_record import SignatureRecord
 from service.tensors import DataType, Signature, Tensors, TensorSpec
 
 DOUBLE = Signature(
@@ -48,9 +48,14 @@ class FakeModel:
     device = "CPU:0"
     devices: tuple[str, ...] = ("CPU:0",)
     parallel = 1
+    needs_planning = False
+    is_planned = True
 
     def __init__(self, signatures: Mapping[str, Signature] | None = None) -> None:
         self.memory: dict[str, MemoryUse] = {}
+        self.plans: dict[str, SignatureRecord] = {}
+        self.best_rows = 0
+        """Most rows of a batch, 0 for no bound of its own."""
         self.left_out: dict[str, str] = {}
         self.signatures: dict[str, Signature] = dict(signatures or {"serving_default": DOUBLE})
         self.batches: list[Tensors] = []
@@ -94,8 +99,16 @@ class FakeModel:
             outputs[target.name] = doubled
         return outputs
 
-    def warm_up(self) -> dict[str, Choice]:
-        return {}
+    def most_rows(self, signature: str) -> int:
+        return self.best_rows or 1 << 30
+
+    def warm_up(self) -> dict[str, SignatureRecord]:
+        return self.plans
+
+    def plan(self, tell: Callable[[str], None] = lambda line: None) -> bool:
+        return False
+
+    def cancel_planning(self) -> None: ...
 
     def close(self) -> None:
         self.closed = True
@@ -108,6 +121,9 @@ class FakeRunner:
         self.parallel = parallel
         self.jobs: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
         self.closed = False
+
+    def widen(self, parallel: int) -> None:
+        self.parallel = max(self.parallel, parallel)
 
     def start(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
         self.jobs.append((job, done))
@@ -138,7 +154,7 @@ class FakeObserver:
     def waited(self, seconds: float) -> None:
         self.waits.append(seconds)
 
-    def executed(self, rows: int, seconds: float) -> None:
+    def executed(self, rows: int, given: int, seconds: float) -> None:
         self.runs.append(rows)
 
     def failed(self) -> None:

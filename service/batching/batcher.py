@@ -91,7 +91,7 @@ class Observer(Protocol):
     """Where the batcher reports; see `service.metrics.VersionMetrics`."""
 
     def waited(self, seconds: float) -> None: ...
-    def executed(self, rows: int, seconds: float) -> None: ...
+    def executed(self, rows: int, given: int, seconds: float) -> None: ...
     def failed(self) -> None: ...
     def dropped(self, reason: str, count: int) -> None: ...
 
@@ -357,7 +357,7 @@ class Batcher:
             self._bisect(entries, result)
             return
         outputs, seconds = result
-        self._observer.executed(run.rows, seconds)
+        self._observer.executed(run.rows, run.given or run.rows, seconds)
         self._learn(run.rows, seconds)
         self.rows_served += run.rows
         start = time.perf_counter()

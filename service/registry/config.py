@@ -56,6 +56,12 @@ class ModelConfig(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu(:\d+)?|gpu(:(\d+|\*))?|tpu(:\d+)?|cpu:\*)$")] = Field(
         default="auto", description="`auto`, `cpu`, `gpu:0`, `gpu:*` (a replica on each) or `tpu`"
     )
+    slo_ms: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="goal for 99 % of its requests, in ms: see `kiln_slo_requests_total`",
+    )
     on_demand: bool = Field(default=False, description="loaded at its first request; goes when idle, for room")
     stateful: bool = Field(default=False, description="its variables change: never fused, never run again")
     plan: PlanName | None = Field(

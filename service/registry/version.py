@@ -231,7 +231,7 @@ class Version:
             model,
             options.limits,
             runner=ThreadRunner(f"kiln-{name}-{number}", asyncio.get_running_loop(), model.parallel),
-            observer=metrics.version(name, number, lambda: batcher.queue.rows),
+            observer=metrics.version(name, number, lambda: batcher.queue.rows, options.limits),
             split_oversize=options.split_oversize,
         )
         self.facts.device = model.device

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from service import __version__
 from service.errors import INTERNAL_ERROR, KilnError
-from service.metrics import CONTENT_TYPE, Metrics
+from service.metrics import Metrics
 from service.predictor import Engine, Predictor
 from service.rest.admin import admin_router
 from service.rest.codes import HTTP_STATUS
@@ -76,20 +76,25 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
 
 
 def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    forms: dict[int | str, dict[str, Any]] = {200: {"content": {"application/openmetrics-text": {}}}}
+
     @app.get(
         "/metrics",
         tags=["Operations"],
-        summary="Metrics in Prometheus's text format",
+        summary="Metrics in Prometheus's text format, or OpenMetrics' with exemplars",
         response_class=PlainTextResponse,
+        responses=forms,
     )
     @app.get(
         "/monitoring/prometheus/metrics",
         tags=["Operations"],
         summary="The same, where TensorFlow Serving has it",
         response_class=PlainTextResponse,
+        responses=forms,
     )
-    async def page() -> Response:
-        return Response(metrics.render(), media_type=CONTENT_TYPE)
+    async def page(request: Request) -> Response:
+        content, content_type = metrics.page(request.headers.get("accept", ""))
+        return Response(content, media_type=content_type, headers={"vary": "accept"})
 
 
 async def _kiln_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001

@@ -18,6 +18,7 @@ from service.batching.queue import Spent
 from service.errors import INTERNAL_ERROR, Cancelled, Internal, InvalidArgument, KilnError, Overloaded, TooLarge
 from service.rest.codes import HTTP_STATUS
 from service.timing import RETURNED, is_returned, server_timing
+from service.trace_context import follow
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -122,14 +123,19 @@ async def answer(send: Send, status: int, body: bytes, headers: Headers) -> None
 
 
 def returning(scope: Scope, send: Send) -> Send:
-    """`send`, with the caller's own trace and request id among the headers of the answer, where it sent any."""
+    """`send`, with the caller's own trace and request id among the headers of the answer, where it sent any.
+
+    The current task follows that trace from here on.
+    """
     given = []
     for name, key in _RETURNED:
         value = header(scope, key)
         if value is not None and is_returned(name, value.decode("latin-1")):
             given.append((key, value))
     if not given:
+        follow(None)
         return send
+    follow(dict(given).get(b"traceparent"))
 
     async def send_with_ids(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":

@@ -28,6 +28,7 @@ from service.rpc.handlers import (
 from service.rpc.options import RpcOptions
 from service.rpc.services import Services
 from service.timing import RETURNED
+from service.trace_context import follow
 
 _MOST_OVER_LIMIT_BYTES = 64 * 2**20
 """A message of a stream this much over the limit is still received: its handler refuses it, and goes on."""
@@ -59,6 +60,7 @@ class GrpcApp:
             return
         path: str = scope["path"]
         call = Call(receive, send)
+        follow(headers.get(b"traceparent"))
         handler, stream = self._handlers.get(path), self._streams.get(path)
         with contextlib.suppress(Left):
             if handler is not None:

@@ -21,6 +21,7 @@ from service.batching.queue import Spent
 from service.errors import INTERNAL_ERROR, Internal, KilnError, Overloaded, TooLarge
 from service.rpc.codes import GRPC_STATUS
 from service.timing import RETURNED, is_returned, server_timing
+from service.trace_context import follow
 
 _log = logging.getLogger("kiln.rpc")
 
@@ -83,6 +84,8 @@ def _bind(
         remaining_s = context.time_remaining()
         deadline = time.monotonic() + (request_timeout_s if remaining_s is None else remaining_s)
         ids = ids_of(context.invocation_metadata())
+        if ids:  # the task is of this call alone
+            follow_ids(ids)
         try:
             if len(data) > max_message_bytes:
                 raise too_large(len(data), max_message_bytes)
@@ -111,6 +114,7 @@ def _bind_stream(
         ids = ids_of(context.invocation_metadata())
         if ids:
             context.set_trailing_metadata(ids)
+            follow_ids(ids)
         limits = stream_limits(
             context.time_remaining(), request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes
         )
@@ -139,6 +143,11 @@ def ids_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Trailers:
     """Of a call's metadata what its caller gets back: its trace and its request id."""
     given = [(name, value) for name, value in metadata or () if name in RETURNED]
     return tuple([(name, value) for name, value in given if isinstance(value, str) and is_returned(name, value)])
+
+
+def follow_ids(ids: Trailers) -> None:
+    """The current task answers a call with these ids."""
+    follow(next((value.encode() for name, value in ids if name == "traceparent"), None))
 
 
 def timing_trailer(spent: Spent) -> tuple[str, str]:

@@ -113,8 +113,9 @@ async def test_the_errors_of_a_hot_path_have_the_one_shape(document: dict[str, A
 
 
 async def test_metrics_are_text(document: dict[str, Any]):
-    """Not JSON."""
-    assert list(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
+    """Not JSON: Prometheus's, or OpenMetrics'."""
+    content = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    assert {*content} == {"text/plain", "application/openmetrics-text"}
 
 
 async def test_the_document_is_made_once(kiln: Kiln, document: dict[str, Any]):

@@ -93,13 +93,8 @@ def test_the_model_config_example_is_valid():
 
 
 def _labels(metrics: Metrics, family: Metric) -> str:
-    by_name = {
-        "kiln_model_state": ("model", "version", "state"),
-        "kiln_model_failed": ("model", "version", "reason"),
-        "kiln_queue_rows": ("model", "version"),
-    }
     collector: Any = metrics.registry._names_to_collectors.get(family.name)
-    names = getattr(collector, "_labelnames", None) or by_name.get(family.name, ())
+    names = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", None) or ()
     return ", ".join(f"`{name}`" for name in names)
 
 

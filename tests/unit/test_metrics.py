@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import __version__
+from service.batching.queue import Limits
+from service.build import versions
 from service.errors import Code
+from service.gpus import Gpu
 from service.metrics import Metrics
 from service.registry.lifecycle import State, VersionStatus
+
+LIMITS = Limits(8, 64, 1 << 20)
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
 @pytest.fixture
@@ -17,7 +25,7 @@ def metrics() -> Metrics:
     return Metrics()
 
 
-def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+def value(metrics: Metrics, name: str, /, **labels: str) -> float | None:
     """A sample as a scrape sees it; None where there is no such series."""
     for family in text_string_to_metric_families(metrics.render().decode()):
         for sample in family.samples:
@@ -36,7 +44,7 @@ def test_two_servers_share_nothing():
     one, other = Metrics(), Metrics()
     one.request("m", "rest-v2").done(None)
     assert series(other, "kiln_requests_total") == []
-    assert value(one, "kiln_build_info", version=__version__) == 1
+    assert value(one, "kiln_build_info", **versions()) == 1
     assert value(one, "process_start_time_seconds") is not None
 
 
@@ -75,9 +83,9 @@ def test_requests_in_flight_are_those_not_done(metrics: Metrics):
 
 def test_a_version_reports_its_batches(metrics: Metrics):
     """What the batcher observes ends up under the version's labels."""
-    observer = metrics.version("digits", 2, lambda: 0)
+    observer = metrics.version("digits", 2, lambda: 0, LIMITS)
     observer.waited(0.002)
-    observer.executed(3, 0.02)
+    observer.executed(3, 4, 0.02)
     observer.failed()
     observer.dropped("cancelled", 2)
     observer.dropped("expired", 0)
@@ -86,6 +94,7 @@ def test_a_version_reports_its_batches(metrics: Metrics):
     assert value(metrics, "kiln_queue_seconds_bucket", le="0.0025", **labels) == 1
     assert value(metrics, "kiln_execution_seconds_sum", **labels) == 0.02
     assert value(metrics, "kiln_batch_rows_sum", **labels) == 3
+    assert value(metrics, "kiln_batch_fill_ratio_sum", **labels) == 0.75
     assert value(metrics, "kiln_batch_rows_bucket", le="2.0", **labels) == 0
     assert value(metrics, "kiln_batch_rows_bucket", le="4.0", **labels) == 1
     assert value(metrics, "kiln_failed_batches_total", **labels) == 1
@@ -97,12 +106,13 @@ def test_a_version_reports_its_batches(metrics: Metrics):
 def test_the_queue_is_asked_at_each_scrape_until_its_version_is_forgotten(metrics: Metrics):
     """The rows waiting are read when the page is; an unloaded version is not asked any more."""
     waiting = [5]
-    metrics.version("digits", 2, lambda: waiting[0])
+    metrics.version("digits", 2, lambda: waiting[0], LIMITS)
     assert value(metrics, "kiln_queue_rows", model="digits", version="2") == 5
     waiting[0] = 6
     assert value(metrics, "kiln_queue_rows", model="digits", version="2") == 6
-    for _ in range(2):
-        metrics.forget_version("digits", 2)
+    assert value(metrics, "kiln_queue_limit_rows", model="digits", version="2") == 64
+    assert value(metrics, "kiln_batch_limit_rows", model="digits", version="2") == 8
+    metrics.forget_version("digits", 2)
     assert series(metrics, "kiln_queue_rows") == []
 
 
@@ -158,3 +168,161 @@ def test_counters_have_no_second_series_for_their_creation(metrics: Metrics):
     """Nobody asks when a counter was made."""
     metrics.request("m", "rest-v2").done(None)
     assert b"_created" not in metrics.render()
+
+
+def test_a_version_replaced_under_its_number_is_told_of(metrics: Metrics):
+    """The new one is loaded before the old one goes: what is shown then is the new one's, of its plans too."""
+    for rows, plan in ((1, "signature"), (2, "openvino")):
+        metrics.version("digits", 2, lambda rows=rows: rows, LIMITS)  # type: ignore[misc]
+        metrics.plan_chosen("digits", 2, "serving_default", {1: plan})
+        metrics.loaded("digits", 2, 0.5 * rows)
+    metrics.forget_version("digits", 2)
+    assert value(metrics, "kiln_queue_rows", model="digits", version="2") == 2
+    assert value(metrics, "kiln_model_load_seconds", model="digits", version="2") == 1
+    assert [labels["plan"] for labels in series(metrics, "kiln_plan_info")] == ["openvino"]
+    metrics.forget_version("digits", 2)
+    gone = ("kiln_queue_rows", "kiln_model_load_seconds", "kiln_plan_info")
+    assert [series(metrics, name) for name in gone] == [[], [], []]
+
+
+def serve_and_unload(metrics: Metrics, version: int) -> None:
+    """One version that comes, answers once, and goes."""
+    observer = metrics.version("digits", version, lambda: 0, LIMITS)
+    observer.executed(1, 1, 0.01)
+    request = metrics.request("digits", "rest-v2")
+    request.version = version
+    request.decode_s, request.answered = 0.001, request.started
+    request.done(None)
+    metrics.forget_version("digits", version)
+
+
+def test_a_server_that_takes_a_new_version_each_hour_has_no_more_series_for_it(metrics: Metrics):
+    """Of versions that are gone the latest keep their counts; all series of the older ones are dropped."""
+    for version in range(1, 10):
+        serve_and_unload(metrics, version)
+    settled = len(metrics.render().splitlines())
+    for version in range(10, 60):
+        serve_and_unload(metrics, version)
+    assert len(metrics.render().splitlines()) == settled
+    kept = {labels["version"] for labels in series(metrics, "kiln_requests_total")}
+    assert kept == {str(version) for version in range(52, 60)}
+
+
+def test_a_version_that_comes_back_counts_on(metrics: Metrics):
+    """One that is let go for room and loaded again has its counts still, and is not the next to be dropped."""
+    serve_and_unload(metrics, 1)
+    metrics.version("digits", 1, lambda: 0, LIMITS)
+    for version in range(2, 12):
+        serve_and_unload(metrics, version)
+    assert value(metrics, "kiln_requests_total", model="digits", version="1", protocol="rest-v2", code="ok") == 1
+
+
+def test_the_parts_of_a_request_are_summed(metrics: Metrics):
+    """Decoding and encoding each count once for a request that got so far."""
+    labels = {"model": "digits", "version": "2", "protocol": "rest-tfs"}
+    for is_answered in (True, False):
+        request = metrics.request("digits", "rest-tfs")
+        request.version, request.decode_s = 2, 0.25
+        if is_answered:
+            request.answered = request.started - 1.0
+        request.done(None if is_answered else Code.OVERLOADED)
+    assert value(metrics, "kiln_decode_seconds_count", **labels) == 2
+    assert value(metrics, "kiln_decode_seconds_sum", **labels) == 0.5
+    assert value(metrics, "kiln_encode_seconds_count", **labels) == 1
+    assert value(metrics, "kiln_encode_seconds_sum", **labels) == pytest.approx(1.0, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("slo_ms", "code", "outcome"),
+    [
+        (60_000, None, "met"),
+        (1e-9, None, "missed"),
+        (60_000, Code.OVERLOADED, "missed"),
+        (60_000, Code.INTERNAL, "missed"),
+        (60_000, Code.UNAVAILABLE, "missed"),
+        (60_000, Code.DEADLINE_EXCEEDED, "missed"),
+        (60_000, Code.INVALID_ARGUMENT, None),
+        (60_000, Code.CANCELLED, None),
+        (None, None, None),
+    ],
+)
+def test_a_goal_is_met_or_missed(metrics: Metrics, slo_ms: float | None, code: Code | None, outcome: str | None):
+    """What is slow or failed by the server misses it; what the caller did wrong counts for neither."""
+    metrics.goal("digits", slo_ms)
+    request = metrics.request("digits", "rest-v2")
+    request.version = 2
+    request.done(code)
+    labels = {"model": "digits", "version": "2"}
+    counts = {each: value(metrics, "kiln_slo_requests_total", outcome=each, **labels) for each in ("met", "missed")}
+    assert counts == ({"met": None, "missed": None} if outcome is None else {"met": 0, "missed": 0} | {outcome: 1})
+
+
+def test_a_goal_that_changes_holds_from_then_on(metrics: Metrics):
+    """Also for requests of a kind that was counted before; without a goal nothing is held to one."""
+    labels = {"model": "digits", "version": "2", "outcome": "missed"}
+    for slo_ms, missed in ((60_000.0, 0), (1e-9, 1), (1e-9, 2), (None, 2)):
+        metrics.goal("digits", slo_ms)
+        request = metrics.request("digits", "rest-v2")
+        request.version = 2
+        request.done(None)
+        assert value(metrics, "kiln_slo_requests_total", **labels) == missed
+        assert value(metrics, "kiln_slo_seconds", model="digits") == (None if slo_ms is None else slo_ms / 1e3)
+
+
+def test_a_traced_request_is_the_example_of_its_bucket(metrics: Metrics):
+    """In OpenMetrics, with its trace's id, on the bucket that it fell into, and there alone; the latest wins."""
+    for trace in ("0" * 31 + "1", TRACE, ""):
+        request = metrics.request("digits", "rest-v2", trace)
+        request.version = 2
+        request.started -= 0.3
+        request.done(None)
+    text, content_type = metrics.page("application/openmetrics-text;version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert text.endswith(b"# EOF\n")
+    samples = [
+        sample
+        for family in open_metrics(text.decode())
+        for sample in family.samples
+        if sample.name == "kiln_request_duration_seconds_bucket"
+    ]
+    assert [sample.value for sample in samples if sample.labels["le"] == "0.5"] == [3]
+    (traced,) = [sample for sample in samples if sample.exemplar]
+    assert traced.labels["le"] == "0.5"
+    assert traced.exemplar is not None
+    assert traced.exemplar.labels == {"trace_id": TRACE}
+    assert traced.exemplar.value == pytest.approx(0.3, abs=0.1)
+    assert float(traced.exemplar.timestamp) == pytest.approx(time.time(), abs=60)
+    assert TRACE.encode() not in metrics.render()
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_open"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/plain", False),
+        ("application/openmetrics-text", True),
+        ("text/html, Application/OpenMetrics-Text; version=0.0.1; q=0.75", True),
+        ("application/openmetrics-text;version=nonsense", True),
+        ("application/openmetrics-text; q=0, text/plain", False),
+        ("application/openmetrics-text; q=0.0; version=1.0.0", False),
+        ("application/openmetrics-texts", False),
+    ],
+)
+def test_the_form_of_the_page_is_that_asked_for(metrics: Metrics, accept: str, is_open: bool):
+    """OpenMetrics only for who names it."""
+    text, content_type = metrics.page(accept)
+    assert content_type.partition(";")[0] == ("application/openmetrics-text" if is_open else "text/plain")
+    assert text.endswith(b"# EOF\n") == is_open
+
+
+def test_gpus_tell_what_they_can():
+    """A figure that a GPU does not tell has no series; without GPUs there are none at all."""
+    gpus = [Gpu(0, "H100", 0.25, 10, 80, 350.5), Gpu(1, "H100 MIG", None, 5, 40, None)]
+    metrics = Metrics(lambda: gpus)
+    assert value(metrics, "kiln_gpu_busy_ratio", gpu="0", name="H100") == 0.25
+    assert value(metrics, "kiln_gpu_power_watts", gpu="0", name="H100") == 350.5
+    assert value(metrics, "kiln_gpu_memory_used_bytes", gpu="1", name="H100 MIG") == 5
+    assert value(metrics, "kiln_gpu_memory_bytes", gpu="1", name="H100 MIG") == 40
+    assert len(series(metrics, "kiln_gpu_busy_ratio")) == len(series(metrics, "kiln_gpu_power_watts")) == 1
+    assert series(Metrics(), "kiln_gpu_memory_bytes") == []

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import pytest
 from prometheus_client import CollectorRegistry
 
-from service.tallies import Counts, Tallies
+from service.tallies import Counts, Sums, Tallies
 
 
 def test_a_count_is_shown_under_its_labels():
@@ -30,3 +34,26 @@ def test_a_histogram_has_cumulative_buckets():
     assert buckets == [1, 3, 3, 4]
     assert registry.get_sample_value("took_sum", {"model": "m"}) == 9.25
     assert registry.get_sample_value("took_count", {"model": "m"}) == 4
+
+
+def test_a_sum_tells_how_many_and_how_much():
+    """Count and sum of each combination of labels."""
+    registry, sums = CollectorRegistry(), Sums("took", "Text.", ("model",))
+    registry.register(sums)
+    for value in (0.5, 1.5):
+        sums.labels("m").count += 1
+        sums.labels("m").total += value
+    assert registry.get_sample_value("took_count", {"model": "m"}) == 2
+    assert registry.get_sample_value("took_sum", {"model": "m"}) == 2.0
+
+
+@pytest.mark.parametrize("kind", [Counts, Sums, partial(Tallies, bounds=(1.0,))])
+def test_series_are_forgotten_by_their_first_labels(kind: Any):
+    """Those that begin so, whatever follows; the others stay."""
+    family = kind("took", "Text.", ("model", "version", "code"))
+    for labels in (("m", "1", "ok"), ("m", "1", "late"), ("m", "2", "ok"), ("n", "1", "ok")):
+        family.labels(*labels)
+    family.forget("m", "1")
+    (metric,) = family.collect()
+    left = {(sample.labels["model"], sample.labels["version"]) for sample in metric.samples}
+    assert left == {("m", "2"), ("n", "1")}

@@ -46,6 +46,7 @@ ASIDE = {
     "service.settings": {"service.cli", "service.embedded", "service.server"},
     "service.logs": {"service.cli", "service.embedded", "service.extensions"},
     "service.health": {"service.server"},
+    "service.trace_context": {"service.rest", "service.rpc", "service.timing", "service.predictor"},
     "service.shared_memory": {"service.server", "service.rest", "service.rpc"},
 }
 """What stands beside the rooms, and which of them are handed it."""
@@ -61,7 +62,8 @@ WALLS = {
     "tensorflow": ("service/runtime/", "service/registry/importer.py"),
     "keras": ("service/runtime/", "service/registry/importer.py"),
     "openvino": ("service/runtime/", "service/registry/importer.py"),
-    "prometheus_client": ("service/metrics.py", "service/tallies.py"),
+    "prometheus_client": ("service/metrics.py", "service/tallies.py", "service/gauges.py"),
+    "pynvml": ("service/gpus.py",),
     "fsspec": ("service/registry/store.py",),
     "aiohttp": ("service/registry/store.py",),
     "pydantic": (
@@ -77,7 +79,7 @@ WALLS = {
 }
 """Which package is known where."""
 
-LAZY = ("tensorflow", "keras", "openvino", "h5py", "fsspec", "aiohttp")
+LAZY = ("tensorflow", "keras", "openvino", "h5py", "fsspec", "aiohttp", "pynvml")
 """Packages that are imported in functions alone, so that they are not loaded in vain."""
 
 PURE = (
