@@ -19,8 +19,8 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
-START_S = 120.0
-"""How long a server may take until it is ready, with a model to convert and a busy machine."""
+START_S = 300.0
+"""How long a server may take until it is ready, with all models to convert and a busy machine."""
 STOP_S = 30.0
 _LISTENS = re.compile(r"REST on .*:(\d+), gRPC on .*:(\d+)")
 
@@ -90,11 +90,13 @@ class Server:
     def wait_ready(self) -> None:
         self.wait(lambda: self.get("/v2/health/ready")[0] == 200, "ready")
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
         """One HTTP request on a connection of its own: status and body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=30)
         with contextlib.closing(connection):
-            connection.request(method, path, body)
+            connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
             return response.status, response.read()
 

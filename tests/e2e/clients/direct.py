@@ -1,0 +1,48 @@
+"""What a model answers without a server: ``MODEL_FOLDER VERSION_FOLDER TARGET.npz ROWS``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def _held_out(folder: Path, rows: int) -> dict[str, Any]:
+    """The first held-out inputs of the model's ``train.py``."""
+    spec = importlib.util.spec_from_file_location("train", folder / "train.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {name: array[:rows] for name, array in module.held_out()[0].items()}
+
+
+def _answer(version: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Outputs by name, those that Keras gives none as ``output_0``, ``output_1`` and so on."""
+    import tensorflow as tf
+
+    tensors = {name: tf.constant(array) for name, array in inputs.items()}
+    if (version / "saved_model.pb").is_file():
+        outputs: Any = tf.saved_model.load(str(version)).signatures["serving_default"](**tensors)
+    else:
+        import keras
+
+        (file,) = version.glob("*.keras")
+        model = keras.saving.load_model(file, compile=False)
+        outputs = model(tensors if len(tensors) > 1 else next(iter(tensors.values())), training=False)
+    if not isinstance(outputs, dict):
+        several = outputs if isinstance(outputs, list | tuple) else [outputs]
+        outputs = {f"output_{number}": output for number, output in enumerate(several)}
+    return {name: output.numpy() for name, output in outputs.items()}
+
+
+def main(folder: Path, version: Path, target: Path, rows: int) -> None:
+    """Write each output of the first held-out rows under its name."""
+    np.savez(target, **_answer(version, _held_out(folder, rows)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
