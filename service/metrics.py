@@ -199,7 +199,7 @@ class Metrics:
         """The metrics of a version just loaded, with its bounds; `queued_rows` is asked at each scrape."""
         labels = (model, str(version))
         self._loads[labels] += 1
-        self._versions.plans[labels] = []
+        self._versions.plans[labels] = {}
         self._versions.queues[labels] = (queued_rows, limits)
         if model in self._gone:
             self._gone[model] = deque(each for each in self._gone[model] if each != version)

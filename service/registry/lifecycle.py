@@ -50,7 +50,8 @@ class VersionStatus:
 
     `since` is when it came into its state, in seconds since the epoch; `rows` is what it has
     answered, `memory_bytes` what it holds on its device, `left_out` the signatures that cannot be
-    served, and a ``model.yaml`` that is broken, and why; `batch_difference` is the most by which company in a batch was seen to change an answer.
+    served, and a ``model.yaml`` that is broken, and why; `batch_difference` is the most by which
+    company in a batch was seen to change an answer.
     """
 
     model: str
