@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.bounds import DEFAULT_BOUNDS, Bounds
+from service.bounds import Bounds
 from service.errors import InvalidArgument
 from service.predictor import ModelRef, Prediction
-from service.rest import openinference_codec as rest
+from service.rest.known_headers import KnownHeaders
 from service.rpc import open_inference_codec as rpc
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.rpc.known_requests import KnownRequests
@@ -108,41 +108,53 @@ def test_a_rest_header_is_read_once():
     """The second request with it has its own tensor, and all that was asked for."""
     model = signature()
     signatures = {model.name: model}
-    first = rest.decode_infer(*binary(outputs=[{"name": "y", "parameters": {"binary_data": True}}]), signatures, 100)
-    again = rest.decode_infer(
-        *binary(5.0, outputs=[{"name": "y", "parameters": {"binary_data": True}}]), signatures, 100
-    )
+    headers, outputs = KnownHeaders(100), [{"name": "y", "parameters": {"binary_data": True}}]
+    first = headers.decode(*binary(outputs=outputs), signatures)
+    again = headers.decode(*binary(5.0, outputs=outputs), signatures)
     assert again[1] is first[1]
     assert again[0].inputs["x"].tolist() == [[5.0, 5.0, 5.0]]
 
 
 def test_a_rest_header_is_read_again_for_another_body_or_model():
-    """A body of another size is refused as ever, other bounds count, and a new model is looked at."""
+    """A body of another size is refused as ever, and a new model is looked at; another app has its own bounds."""
     model = signature()
     signatures = {model.name: model}
     body, length = binary()
-    rest.decode_infer(body, length, signatures, 100)
+    headers = KnownHeaders(100)
+    headers.decode(body, length, signatures)
     with pytest.raises(InvalidArgument, match="4 bytes follow the last binary input"):
-        rest.decode_infer(body + bytes(4), length, signatures, 100)
+        headers.decode(body + bytes(4), length, signatures)
     with pytest.raises(InvalidArgument, match="max_tensor_elements"):
-        rest.decode_infer(body, length, signatures, 100, bounds=Bounds(max_tensor_elements=2))
+        KnownHeaders(100, bounds=Bounds(max_tensor_elements=2)).decode(body, length, signatures)
     changed = signature(dtype=DataType.INT32)
     with pytest.raises(InvalidArgument, match="expected datatype INT32"):
-        rest.decode_infer(body, length, {changed.name: changed}, 100, bounds=DEFAULT_BOUNDS)
+        headers.decode(body, length, {changed.name: changed})
+
+
+@pytest.mark.parametrize("too_much", [1, 10**6])
+def test_a_known_header_is_no_pass_for_a_length_that_is_wrong(too_much: int):
+    """Also where no tensor follows, so that the header is the whole body."""
+    model = signature()
+    tensor = {"name": "x", "datatype": "FP32", "shape": [0, 3], "parameters": {"binary_data_size": 0}}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    headers = KnownHeaders(100)
+    headers.decode(body, len(body), {model.name: model})
+    with pytest.raises(InvalidArgument, match="not within the body"):
+        headers.decode(body, len(body) + too_much, {model.name: model})
 
 
 def test_a_rest_header_with_an_id_is_not_kept():
     """Each has its own."""
-    model = signature()
+    model, headers = signature(), KnownHeaders(100)
     for request_id in ("a", "b"):
-        _, wanted = rest.decode_infer(*binary(id=request_id), {model.name: model}, 100)
+        _, wanted = headers.decode(*binary(id=request_id), {model.name: model})
         assert wanted.id == request_id
-        assert binary(id=request_id)[0][: binary(id=request_id)[1]] not in rest._known_headers
+        assert not len(headers)
 
 
 def test_only_so_many_rest_headers_are_kept():
     """Callers choose them."""
-    model = signature()
+    model, headers = signature(), KnownHeaders(100)
     for index in range(300):
-        rest.decode_infer(*binary(parameters={"other": index}), {model.name: model}, 100)
-    assert len(rest._known_headers) <= 256
+        headers.decode(*binary(parameters={"other": index}), {model.name: model})
+    assert 0 < len(headers) <= 256
