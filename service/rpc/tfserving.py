@@ -27,6 +27,7 @@ from service.rpc.tfserving_codec import (
     encode_statuses,
     model_ref,
 )
+from service.timing import longest
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -57,13 +58,14 @@ def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
     classify = of_examples(Method.CLASSIFY, pb.ClassificationRequest, encode_classification)
     regress = of_examples(Method.REGRESS, pb.RegressionRequest, encode_regression)
 
-    async def multi_inference(data: bytes, deadline: float) -> bytes:
+    async def multi_inference(data: bytes, deadline: float) -> Timed:
         request = parse(pb.MultiInferenceRequest, data)
         tasks, examples = tasks_of(request), ProtoExamples(request.input, bounds)
         with predictor.request(model_ref(request.tasks[0].model_spec), "grpc-tfs") as counted:
             decoders = [partial(decode_examples, method, examples, name=name, bounds=bounds) for method, name in tasks]
             predictions = await counted.predict_all(deadline, decoders)
-            return encode_results(predictions, [method for method, _ in tasks], len(examples))
+            answer = encode_results(predictions, [method for method, _ in tasks], len(examples))
+            return Timed(answer, longest([prediction.spent for prediction in predictions]))
 
     async def metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         request = parse(pb.GetModelMetadataRequest, data)
