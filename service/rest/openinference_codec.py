@@ -29,8 +29,9 @@ from service.rest.json_codec import (
     flat_array,
     jsonable,
     plain,
-    quote,
 )
+from service.rest.json_elements import quote
+from service.rest.json_pieces import NotPlainError, NumberText
 from service.shared_memory import OFF, Extent, SharedMemory
 from service.tensors import (
     MAX_DIMENSIONS,
@@ -98,7 +99,21 @@ def read_infer(
             f"header Inference-Header-Content-Length: {header_length} is not within the body of {len(body)} bytes"
         )
     text = body if header_length is None else body[:header_length]
+    document = Document.in_pieces(body, max_depth) if header_length is None else None
+    if document is not None:
+        try:
+            return _read_json(document, body, signatures, memory, bounds)
+        except NotPlainError:
+            pass  # parsed whole, it is told more of
     document = Document(text, max_depth, is_header=header_length is not None)
+    return _read_json(document, body, signatures, memory, bounds)
+
+
+def _read_json(
+    document: Document, body: bytes, signatures: Mapping[str, Signature], memory: SharedMemory, bounds: Bounds
+) -> tuple[Decoded, Wanted, list[Place]]:
+    """What `document` asks for, which `body` begins with."""
+    text, max_depth = document.text, document.max_depth
     wanted = _wanted(document, memory)
     signature = choose_signature(signatures, wanted.signature_name)
     check_elements(text, signature, bounds)
@@ -118,6 +133,7 @@ def read_infer(
         for name, tensor in named.items()
     }
     tail.check_used()
+    document.check_read()
     bounds.check_inputs(inputs, len(body))
     return Decoded(signature, inputs, timeout_s=wanted.timeout_s), wanted, tail.places
 
@@ -184,16 +200,21 @@ class _Tail:
             raise InvalidArgument(f"{left} bytes follow the last binary input: the sizes do not add up to the body")
 
 
-def _most_lists(document: Document, tensors: list[Any]) -> int:
+def _most_lists(document: Document, tensors: list[Any]) -> int | None:
     """How many lists one tensor's data can consist of: those of the body less those that are known.
 
-    Known are the inputs, their shapes, the outputs, and one list of data for each other tensor.
+    Known are the inputs, their shapes, the outputs, and one list of data for each other tensor. None for a
+    text whose long lists are read in pieces, which count their own.
     """
+    if document.number_texts:
+        return None
     others = sum(tensor.get("data") is not None for tensor in tensors) - 1
     return count_lists(document.text) - 1 - len(tensors) - (document.get("outputs") is not None) - others
 
 
-def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lists: int, bounds: Bounds) -> Array:
+def _tensor(
+    tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lists: int | None, bounds: Bounds
+) -> Array:
     received = tensor.get("datatype")
     if received != spec.dtype.value:
         raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {quote(received)}")
@@ -209,7 +230,7 @@ def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lis
         if data is not None:
             raise InvalidArgument(f"input {spec.name!r}: either data or binary_data_size expected, got both")
         return tail.tensor(parameters["binary_data_size"], spec, shape)
-    if not isinstance(data, ARRAY):
+    if not isinstance(data, (*ARRAY, NumberText)):
         raise InvalidArgument(f"input {spec.name!r}: data must be a list, got {quote(data)}")
     return flat_array(data, spec, shape, max_depth, most_lists)
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from service.errors import InvalidArgument
-from service.rest.json_codec import Document, count_lists, dumps, flat_array, jsonable, plain, quote, to_array
+from service.rest.json_codec import Document, count_lists, dumps, flat_array, jsonable, plain, to_array
+from service.rest.json_elements import quote
 from service.tensors import Array, DataType, TensorSpec
 from tests.signatures import NUMERIC, assert_same, elements_of
 
