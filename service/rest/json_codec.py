@@ -12,6 +12,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,17 +22,17 @@ import simdjson
 
 from service.bounds import Bounds, too_many
 from service.errors import InvalidArgument
-from service.rest.json_elements import cast, from_python, may_be_inexact, quote, refuse_inexact, too_deep
-from service.rest.json_pieces import NUMBER_BYTES, NotPlainError, NumberText, parse_around
+from service.rest.json_elements import cast, from_python, may_have_integers, quote, too_deep
+from service.rest.json_pieces import NUMBER_BYTES, PROXY_COST_BYTES, NotPlainError, NumberText, parse_around
 from service.rest.json_scan import fewest_elements, is_deeper
 from service.tensors import MAX_DIMENSIONS, Array, DataType, Signature, TensorSpec
 
-_PROXY_COST_BYTES = 80
-"""Visiting one nested array costs about as much as stripping this many bytes of text."""
 ARRAY = (simdjson.Array, list)
 OBJECT = (simdjson.Object, dict)
 """What a list and an object of JSON may be: simdjson's proxies, or plain Python."""
 _KEPT_BYTES = 2**18
+LONG_BYTES = 2**20
+"""Texts over this are read in pieces where they can be."""
 _LONGEST_SHOWN = 60
 _NESTING = {list, dict}
 _PROXIES = {simdjson.Array, simdjson.Object}
@@ -61,9 +62,6 @@ class Document:
             root = _parse_leniently(text, max_depth)
         if not isinstance(root, OBJECT):
             raise InvalidArgument(f"JSON Value: {quote(root)} Is not object")
-        self._set(root, max_depth)
-
-    def _set(self, root: Any, max_depth: int) -> None:
         self._root = root
         self.max_depth = max_depth
         self.keys = frozenset(root)
@@ -75,15 +73,13 @@ class Document:
         What asks more of them than `to_array` and `flat_array` do raises `NotPlainError`, as those may:
         then the text has to be parsed whole.
         """
-        if len(text) <= _KEPT_BYTES:
-            return None
         try:
             root, number_texts = parse_around(text, max_depth)
         except NotPlainError:
             return None
         document = cls.__new__(cls)
         document.text, document.number_texts = text, number_texts
-        document._set(root, max_depth)
+        document._root, document.max_depth, document.keys = root, max_depth, frozenset(root)
         return document
 
     def check_read(self) -> None:
@@ -221,10 +217,8 @@ def to_array(
         else:
             if text:
                 most_lists = count_lists(text)
-            array = _numeric(value, spec, text, min(max_depth, MAX_DIMENSIONS), most_lists)
+            array = _numeric(value, spec, text, min(max_depth, MAX_DIMENSIONS), most_lists, exact=exact)
         if array is not None:
-            if exact and may_be_inexact(array, spec):
-                refuse_inexact(_elements(value), spec)
             return array
     return from_python(plain(value, max_depth), spec, exact=exact)
 
@@ -234,30 +228,29 @@ def _from_text(value: NumberText, spec: TensorSpec, max_depth: int, *, exact: bo
         to_array(value.head(), spec, max_depth=max_depth)  # which tells what was expected instead of numbers
         raise NotPlainError
 
-    def read(part: simdjson.Array) -> Array | None:
+    def read(part: simdjson.Array, text: bytes) -> Array | None:
         buffer = _buffer(part, spec)
-        if buffer is None:
-            return None
-        numbers = cast(buffer, spec)
-        if exact and may_be_inexact(numbers, spec):
-            refuse_inexact(_elements(part), spec)
-        return numbers
+        return None if buffer is None else cast(buffer, spec, partial(_elements, part, text) if exact else None)
 
     return value.array(read, spec.dtype.numpy, max_depth)
 
 
-def _elements(value: simdjson.Array) -> Iterator[Any]:
-    """All that is in nested arrays, in row-major order."""
+def _elements(value: simdjson.Array, text: bytes) -> Iterator[Any]:
+    """All that is in nested arrays, in row-major order; nothing where their `text`, if known, has no integers."""
+    if text and not may_have_integers(text):
+        return
     for item in value:
         if isinstance(item, simdjson.Array):
-            yield from _elements(item)
+            yield from _elements(item, b"")
         else:
             yield item
 
 
 def _strings(value: simdjson.Array, max_depth: int) -> Array | None:
     """Texts as objects of bytes, none of which is there as text for longer than it takes; None if not all are."""
-    shape = _first_shape(value, max_depth)
+    shape, first = _first(value, max_depth)
+    if not isinstance(first, str | simdjson.Array):
+        return None
     items: Iterator[Any] = chain.from_iterable(_leaves(value, shape))
     try:
         return np.fromiter(map(str.encode, items), object).reshape(shape)
@@ -299,20 +292,20 @@ def flat_array(
 
 
 def _numeric(
-    value: simdjson.Array, spec: TensorSpec, text: bytes, max_depth: int, most_lists: int | None
+    value: simdjson.Array, spec: TensorSpec, text: bytes, max_depth: int, most_lists: int | None, *, exact: bool
 ) -> Array | None:
     """The fast way; None where Python must look closer."""
     buffer = _buffer(value, spec)
     if buffer is None:
         return None
-    shape = _first_shape(value, max_depth)
+    shape, _ = _first(value, max_depth)
     if len(buffer) != math.prod(shape) or not _rectangular(value, shape, text, most_lists):
         return None
-    return cast(buffer, spec).reshape(shape)
+    return cast(buffer, spec, partial(_elements, value, text) if exact else None).reshape(shape)
 
 
-def _first_shape(value: simdjson.Array, max_depth: int) -> tuple[int, ...]:
-    """The shape that the first elements suggest."""
+def _first(value: simdjson.Array, max_depth: int) -> tuple[tuple[int, ...], Any]:
+    """The shape that the first elements suggest, and the first one, or the first list if that is empty."""
     shape: list[int] = []
     inner: Any = value
     while isinstance(inner, simdjson.Array):
@@ -322,7 +315,7 @@ def _first_shape(value: simdjson.Array, max_depth: int) -> tuple[int, ...]:
         if not shape[-1]:
             break
         inner = inner[0]
-    return tuple(shape)
+    return tuple(shape), inner
 
 
 def _buffer(value: simdjson.Array, spec: TensorSpec) -> Array | None:
@@ -340,7 +333,7 @@ def _rectangular(value: simdjson.Array, shape: tuple[int, ...], text: bytes, mos
     inner_arrays = math.prod(shape[:-1])
     if inner_arrays == 1 and most_lists == len(shape):
         return True  # one list at each level, so none to differ from
-    if text and inner_arrays > 1 and inner_arrays * _PROXY_COST_BYTES > len(text):
+    if text and inner_arrays > 1 and inner_arrays * PROXY_COST_BYTES > len(text):
         start, stop = text.find(b"["), text.rfind(b"]") + 1
         return text[start:stop].translate(None, NUMBER_BYTES) == _skeleton(shape)
     lists = sum(math.prod(shape[:axis]) for axis in range(len(shape)))

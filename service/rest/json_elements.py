@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from service.rest.json_pieces import NotPlainError, NumberText
 from service.tensors import MAX_DIMENSIONS, Array, DataType, TensorSpec, integers_fit
 
 _LONGEST_QUOTE = 60
+_INTEGER_BYTES = b"0123456789+- \t\r\n"
 _FEW_ELEMENTS = 8192
 _MOST_EXACT = {DataType.FP32: 2**24 - 1, DataType.FP64: 2**53 - 1}
 """The largest integers that TensorFlow Serving takes for a floating type: up to there each has a number of its own."""
@@ -36,46 +37,49 @@ _TYPES = {
 """What an element may be that needs no closer look, by NumPy's kind (bfloat16 has the kind V)."""
 
 
-def cast(buffer: Array, spec: TensorSpec) -> Array:
-    """To the input's type; a number that the type cannot hold is refused."""
+def cast(buffer: Array, spec: TensorSpec, written: Callable[[], Iterable[Any]] | None = None) -> Array:
+    """To the input's type; a number that the type cannot hold is refused.
+
+    `written` gives the elements as they came, where integers are to be refused that a floating type rounds.
+    """
     dtype = spec.dtype.numpy
-    if buffer.dtype == dtype:
-        return buffer
     if dtype.kind in "iu":
         return integers_fit(buffer, spec)
+    if buffer.dtype == dtype and written is None:
+        return buffer
     if buffer.size <= _FEW_ELEMENTS and np.vdot(buffer, buffer) < spec.dtype.safe_square:
-        return buffer.astype(dtype)  # the sum of all squares bounds each: cheaper than `errstate`
+        return buffer.astype(dtype, copy=False)  # the sum of all squares bounds each: cheaper than `errstate`
+    if written is not None:
+        _check_exact(buffer, spec, written)
     try:
         with np.errstate(over="raise"):
-            return buffer.astype(dtype)
+            return buffer.astype(dtype, copy=False)
     except FloatingPointError:
         largest = max((float(v) for v in buffer), key=lambda v: abs(v) if math.isfinite(v) else 0.0)
         raise InvalidArgument(f"input {spec.name!r}: {largest} does not fit {spec.dtype.value}") from None
 
 
-def may_be_inexact(buffer: Array, spec: TensorSpec) -> bool:
-    """Whether a number is so large that as an integer it may have no place of its own among `spec`'s floats."""
-    most = _MOST_EXACT.get(spec.dtype)
-    if most is None or not buffer.size:
-        return False
-    if buffer.size <= _FEW_ELEMENTS:
-        return not np.vdot(buffer, buffer) < 0.9 * float(most) ** 2  # which NaN is not either
-    return not (buffer.max() <= most and buffer.min() >= -most)
-
-
-def refuse_inexact(values: Iterable[Any], spec: TensorSpec) -> None:
-    """Raise `InvalidArgument` for the first of the elements that is an integer which `spec`'s type may not hold.
+def _check_exact(buffer: Array, spec: TensorSpec, written: Callable[[], Iterable[Any]]) -> None:
+    """Raise `InvalidArgument` for an integer that has no place of its own among the floats of `spec`.
 
     Source: ``IsLosslessDecimal`` of TensorFlow Serving's ``json_tensor.cc``.
     """
-    most = _MOST_EXACT[spec.dtype]
-    for value in values:
+    most = _MOST_EXACT.get(spec.dtype)
+    if most is None or not buffer.size or (buffer.max() <= most and buffer.min() >= -most):  # not so if there is a NaN
+        return
+    for value in written():
         if type(value) is int and not -most <= value <= most and value in _INTEGERS:
             kind = "float" if spec.dtype is DataType.FP32 else "double"
             raise InvalidArgument(
                 f"input {spec.name!r}: Cannot convert JSON value: {value} to {kind} without loss of precision: "
                 f"an integer of at most {most} expected, or {value}.0 to have it rounded"
             )
+
+
+def may_have_integers(text: bytes) -> bool:
+    """Whether a list in JSON `text` may have a number without point and exponent."""
+    marks = text.translate(None, _INTEGER_BYTES)
+    return any(pair in marks for pair in (b",,", b"[,", b",]", b"[]"))
 
 
 def from_python(value: Any, spec: TensorSpec, *, exact: bool) -> Array:
@@ -96,9 +100,7 @@ def from_python(value: Any, spec: TensorSpec, *, exact: bool) -> Array:
         buffer = np.array(items, wide)
     except OverflowError:
         raise InvalidArgument(f"input {spec.name!r}: a number does not fit {spec.dtype.value}") from None
-    if exact and may_be_inexact(buffer, spec):
-        refuse_inexact(items, spec)
-    return cast(buffer, spec).reshape(shape)
+    return cast(buffer, spec, (lambda: items) if exact else None).reshape(shape)
 
 
 def _shape_of(value: Any) -> tuple[int, ...]:

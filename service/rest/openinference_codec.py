@@ -21,6 +21,7 @@ from service.extensions.parameters import timeout_s
 from service.predictor import Decoded, Prediction, choose_signature
 from service.rest.json_codec import (
     ARRAY,
+    LONG_BYTES,
     OBJECT,
     Document,
     check_elements,
@@ -99,12 +100,15 @@ def read_infer(
             f"header Inference-Header-Content-Length: {header_length} is not within the body of {len(body)} bytes"
         )
     text = body if header_length is None else body[:header_length]
-    document = Document.in_pieces(body, max_depth) if header_length is None else None
+    document = Document.in_pieces(body, max_depth) if header_length is None and len(body) > LONG_BYTES else None
     if document is not None:
         try:
-            return _read_json(document, body, signatures, memory, bounds)
+            read = _read_json(document, body, signatures, memory, bounds)
+            document.check_read()
         except NotPlainError:
             pass  # parsed whole, it is told more of
+        else:
+            return read
     document = Document(text, max_depth, is_header=header_length is not None)
     return _read_json(document, body, signatures, memory, bounds)
 
@@ -133,7 +137,6 @@ def _read_json(
         for name, tensor in named.items()
     }
     tail.check_used()
-    document.check_read()
     bounds.check_inputs(inputs, len(body))
     return Decoded(signature, inputs, timeout_s=wanted.timeout_s), wanted, tail.places
 

@@ -13,6 +13,7 @@ from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
 from service.rest.json_codec import (
     ARRAY,
+    LONG_BYTES,
     OBJECT,
     Document,
     check_elements,
@@ -35,12 +36,15 @@ def decode_predict(
         InvalidArgument: the body is wrong; names the input and what was expected.
         FailedPrecondition: no such signature.
     """
-    document = Document.in_pieces(body, max_depth)
+    document = Document.in_pieces(body, max_depth) if len(body) > LONG_BYTES else None
     if document is not None:
         try:
-            return _decode(document, signatures, bounds)
+            decoded = _decode(document, signatures, bounds)
+            document.check_read()
         except NotPlainError:
             pass  # parsed whole, it is told more of
+        else:
+            return decoded
     return _decode(Document(body, max_depth), signatures, bounds)
 
 
@@ -54,7 +58,6 @@ def _decode(document: Document, signatures: Mapping[str, Signature], bounds: Bou
     value = document.get(form)
     read = _from_instances if form == "instances" else _from_inputs
     inputs = read(value, signature, document)
-    document.check_read()
     bounds.check_inputs(inputs, len(document.text))
     return Decoded(signature, inputs, strict_shapes=False), form
 
