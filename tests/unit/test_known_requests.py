@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 
 from service.bounds import Bounds
 from service.errors import InvalidArgument
-from service.predictor import ModelRef, Prediction
+from service.predictor import Decoded, ModelRef, Prediction
 from service.rest.known_headers import KnownHeaders
 from service.rpc import open_inference_codec as rpc
+from service.rpc import tfserving_codec as tfs
 from service.rpc._generated.inference import open_inference_pb2 as pb
+from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs_pb
 from service.rpc.known_requests import KnownRequests
 from service.tensors import DataType, Signature, TensorSpec
 
@@ -32,8 +35,15 @@ def message(value: float = 1.0, dtype: str = "FP32", **keys: Any) -> pb.ModelInf
 def known(request: pb.ModelInferRequest, model: Signature) -> KnownRequests:
     requests = KnownRequests()
     decoded = rpc.decode_infer(request, {model.name: model})
-    requests.add(request.SerializeToString(), request, ModelRef("m"), decoded)
+    remember(requests, request, decoded)
     return requests
+
+
+def remember(requests: KnownRequests, request: pb.ModelInferRequest, decoded: Decoded) -> None:
+    """As the handler does."""
+    if rpc.is_plain(request):
+        encode = partial(rpc.encode_infer, rpc.without_tensor(request))
+        requests.add(request.SerializeToString(), request.raw_input_contents[0], ModelRef("m"), decoded, encode)
 
 
 def test_the_next_message_is_read_without_parsing():
@@ -60,6 +70,28 @@ def test_an_answer_is_the_same_as_the_first_one():
     other = signature("z")
     prediction = Prediction("m", 2, other, {"z": np.ones((1, 3), np.float32)})
     assert found.encode(prediction) == rpc.encode_infer(message(), prediction)
+
+
+def test_a_predict_message_of_tensorflow_serving():
+    """Its answer has the model after the tensor; that its tensor is like another part of it does no harm."""
+    model = Signature("s", (TensorSpec("x", DataType.INT8, (None,)),), (TensorSpec("y", DataType.INT8, (None,)),))
+    request = tfs_pb.PredictRequest(model_spec={"name": "m"})
+    tensor = request.inputs["x"]
+    tensor.dtype = DataType.INT8.number  # type: ignore[assignment]
+    tensor.tensor_shape.dim.add(size=1)
+    tensor.tensor_content = b"\x05"
+    data, requests = request.SerializeToString(), KnownRequests()
+    decoded = tfs.decode_predict(request, {"s": model})
+    requests.add(data, tensor.tensor_content, ModelRef("m"), decoded, partial(tfs.encode_predict, request))
+    found = requests.find(data[:-1] + b"\x07")
+    assert found is not None
+    again = found.decode(data[:-1] + b"\x07", {"s": model})
+    assert again is not None
+    assert (again.inputs["x"].tolist(), again.strict_shapes) == ([7], False)
+    for value in [*b"smy\x00\x01\x02", *range(-128, 128)]:
+        prediction = Prediction("m", 1, model, {"y": np.array([value], np.int8)})
+        assert found.encode(prediction) == tfs.encode_predict(request, prediction)
+    assert found._answers
 
 
 def test_a_model_that_has_changed_is_asked_anew():
@@ -92,7 +124,7 @@ def test_only_so_many_are_kept():
     for index in range(600):
         request = message(model_version=str(10**6 + index) if index < 10 else "1" * (index - 9))
         decoded = rpc.decode_infer(request, {model.name: model})
-        requests.add(request.SerializeToString(), request, ModelRef("m"), decoded)
+        remember(requests, request, decoded)
     assert len(requests._by_size) <= 256
     assert all(len(same) <= 4 for same in requests._by_size.values())
 
