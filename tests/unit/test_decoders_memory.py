@@ -239,7 +239,7 @@ def test_memory_of_decoding(body: Body):
 
 
 _MEASURE = """
-import resource, sys
+import sys
 from service.rest import openinference_codec, tfserving_codec
 from service.tensors import DataType, Signature, TensorSpec
 signatures = {"serving_default": Signature("serving_default", (TensorSpec("x", DataType.FP32, None),), ())}
@@ -251,9 +251,11 @@ head, item, count, tail = (text.encode() for text in sys.argv[2:])
 body = lambda count: head.replace(b"COUNT", b"%d" % count) + b"[" + (item + b",") * (count - 1) + item + b"]" + tail
 decode(body(2**20))
 large = body(int(count))
-resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+resident = status("VmRSS")
 decode(large)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident) / len(large))
+print((status("VmHWM") - resident) / len(large))
 """
 
 

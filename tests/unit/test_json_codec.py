@@ -223,7 +223,7 @@ def test_integers_that_a_float_rounds_are_refused_if_so_asked(
 
     assert dtype.numpy.type(float(number)) in read_it(exact=False)
     if taken:
-        np.testing.assert_array_equal(read_it(exact=True), read_it(exact=False))
+        np.testing.assert_array_equal(read_it(exact=True).astype(float), read_it(exact=False).astype(float))
     else:
         with pytest.raises(
             InvalidArgument, match=f"Cannot convert JSON value: {number} to .* without loss of precision"
