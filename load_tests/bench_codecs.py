@@ -27,6 +27,7 @@ from load_tests.codec_yardsticks import Question, Work, measure
 from service.predictor import Prediction
 from service.rest import openinference_codec as rest_v2
 from service.rest import tfserving_codec as rest_tfs
+from service.rest.known_headers import KnownHeaders
 from service.rpc import open_inference_codec as rpc_v2
 from service.rpc import tfserving_codec as rpc_tfs
 from service.rpc._generated.inference import open_inference_pb2 as v2_pb
@@ -110,8 +111,9 @@ def rest_v2_form(form: str, dtype: DataType, array: Array) -> Coder:
     text = orjson.dumps({"inputs": [entry | {"parameters": {"binary_data_size": len(blob)}}]})
     message = text + blob
     answer, header_length = rest_v2.encode_infer(prediction, wanted)
+    known_headers = KnownHeaders(_DEPTH)
     return (
-        lambda: rest_v2.decode_infer(message, len(text), signatures, _DEPTH),
+        lambda: known_headers.decode(message, len(text), signatures),
         lambda: rest_v2.encode_infer(prediction, wanted)[0],
         Question(form, dtype, array, answer, header_length),
     )

@@ -28,16 +28,16 @@ MAX_DIMENSIONS = 64
 """NumPy's limit."""
 
 
-_LARGEST = {"FP16": 65504.0, "BF16": 3.3895e38, "FP32": 3.4028e38}
-"""The largest numbers of the floating types that JSON's may overflow, rounded down."""
+_LARGEST = {"FP16": 65504.0, "BF16": 3.3895e38, "FP32": 2.0**24 - 1, "FP64": 2.0**53 - 1}
+"""Numbers up to which a floating type overflows nowhere; up to those of FP32 and FP64 it holds each integer too."""
 
 
 class DataType(Enum):
     """Element types, under the names of each wire.
 
     ``value`` is the Open Inference Protocol's name, `tensorflow` the name and `number` the
-    enum number in TensorFlow's ``types.proto``. A floating type holds each number whose square is
-    below `safe_square`.
+    enum number in TensorFlow's ``types.proto``. Numbers whose squares are below `safe_square` need no
+    closer look when they become a floating type.
     """
 
     BOOL = ("BOOL", "DT_BOOL", 10, np.bool_)

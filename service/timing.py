@@ -5,6 +5,8 @@ Source of the form: W3C Server Timing; durations are in milliseconds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from service.batching.queue import Spent
 from service.trace_context import is_trace_parent
 
@@ -21,6 +23,11 @@ def server_timing(spent: Spent) -> str:
         spent.compute_s * 1e3,
         spent.rows,
     )
+
+
+def longest(spent: Sequence[Spent]) -> Spent:
+    """Of the runs of one request the one that took longest: they run side by side, so its caller waited for that."""
+    return max(spent, key=lambda one: one.queue_s + one.fuse_s + one.compute_s)
 
 
 def is_returned(name: str, value: str) -> bool:

@@ -12,7 +12,7 @@ from service.extensions.repository import check_load, check_unload
 from service.predictor import Predictor
 from service.registry.lifecycle import INDEX_STATES, State, VersionStatus
 from service.rest.http import read_body
-from service.rest.json_codec import quote
+from service.rest.json_elements import quote
 from service.rest.openapi import ALIVE, INDEX, STATUS, error_responses
 from service.rest.openinference import ModelName
 

@@ -13,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
 from service.errors import InvalidArgument, UnsupportedType
-from service.rest.json_codec import quote
+from service.rest.json_elements import quote
 from service.rest.json_scan import is_deeper
 
 JSON_TYPE, CSV_TYPE, TEXT_TYPE = "application/json", "text/csv", "text/plain"

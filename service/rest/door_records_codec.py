@@ -17,7 +17,8 @@ from service.predictor import Decoded
 from service.rest.door_body_codec import BARE, Record, Records, Text
 from service.rest.door_fields import FieldSpec, fields_of, shown
 from service.rest.door_images import Budget, checked_file, image_row, is_file_tensor
-from service.rest.json_codec import decode_base64, is_base64, quote, to_array
+from service.rest.json_codec import to_array
+from service.rest.json_elements import decode_base64, is_base64, quote
 from service.tensors import Array, DataType, Signature, Tensors
 
 MAX_RUNS = 1024

@@ -14,7 +14,8 @@ import numpy as np
 from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.examples import Classes, Features, check_context
-from service.rest.json_codec import Document, decode_base64, dumps, is_base64, plain, quote
+from service.rest.json_codec import Document, dumps, plain
+from service.rest.json_elements import quote, to_bytes
 from service.tensors import Array
 
 _EXAMPLE_LEVELS = 3
@@ -116,16 +117,10 @@ def _unexpected(value: Any, where: str) -> InvalidArgument:
 
 
 def _bytes(value: str | dict[str, Any], where: str) -> bytes:
-    try:
-        if isinstance(value, str):
-            return value.encode()
-        if is_base64(value):
-            return decode_base64(value["b64"])
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"{where}: text expected, got a lone surrogate") from None
-    except ValueError as error:
-        raise InvalidArgument(f"{where}: base64 expected: {error}") from None
-    raise _unexpected(value, where)
+    data = to_bytes(value, where)
+    if data is None:
+        raise _unexpected(value, where)
+    return data
 
 
 def _example_message(features: Features) -> bytes:

@@ -1,8 +1,9 @@
 """JSON ↔ arrays, pure.
 
 Numbers go through simdjson straight into a typed buffer (784 floats: 18 µs against 39 for a list
-of Python floats); whatever that cannot take (strings, booleans, ``NaN`` tokens, mixed content) goes
-through plain Python objects, which also make the precise error texts.
+of Python floats), long lists of them piece by piece; strings are encoded as they are read. Whatever
+that cannot take (booleans, base64, ``NaN`` tokens, mixed content) goes through plain Python objects,
+which also make the precise error texts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import base64
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,26 +22,27 @@ import simdjson
 
 from service.bounds import Bounds, too_many
 from service.errors import InvalidArgument
+from service.rest.json_elements import cast, from_python, may_have_integers, quote, too_deep
+from service.rest.json_pieces import NUMBER_BYTES, PROXY_COST_BYTES, NotPlainError, NumberText, parse_around
 from service.rest.json_scan import fewest_elements, is_deeper
-from service.tensors import MAX_DIMENSIONS, Array, DataType, Signature, TensorSpec, integers_fit
+from service.tensors import MAX_DIMENSIONS, Array, DataType, Signature, TensorSpec
 
-_NUMBER_BYTES = b"0123456789.+-eE \t\r\n"
-_PROXY_COST_BYTES = 80
-"""Visiting one nested array costs about as much as stripping this many bytes of text."""
 ARRAY = (simdjson.Array, list)
 OBJECT = (simdjson.Object, dict)
 """What a list and an object of JSON may be: simdjson's proxies, or plain Python."""
-_LONGEST_QUOTE = 60
 _KEPT_BYTES = 2**18
+LONG_BYTES = 2**20
+"""Texts over this are read in pieces where they can be."""
+_LONGEST_SHOWN = 60
 _NESTING = {list, dict}
+_PROXIES = {simdjson.Array, simdjson.Object}
 _BUFFER_TYPES = {"f": "d", "V": "d", "i": "i", "u": "u"}
 """simdjson's element type by NumPy's kind (bfloat16 has the kind V)."""
 _BUFFER_DTYPES = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
-_FEW_ELEMENTS = 8192
 
 
 class Document:
-    """A parsed JSON object; its values are simdjson's proxies or plain Python."""
+    """A parsed JSON object; its values are simdjson's proxies, plain Python or, if so asked, `NumberText`."""
 
     def __init__(self, text: bytes, max_depth: int, *, is_header: bool = False) -> None:
         """Parse `text`, which must be an object; plain Python is cheaper for a header of few values.
@@ -47,6 +51,7 @@ class Document:
             InvalidArgument: it is not JSON, not an object, or nested deeper than `max_depth`.
         """
         self.text = text
+        self.number_texts: list[NumberText] = []
         root: Any
         try:
             if is_header and text.count(b"[") + text.count(b"{") <= max_depth:
@@ -60,6 +65,27 @@ class Document:
         self._root = root
         self.max_depth = max_depth
         self.keys = frozenset(root)
+
+    @classmethod
+    def in_pieces(cls, text: bytes, max_depth: int) -> Document | None:
+        """A long text that is little but long lists of numbers, which are left as they are; None for any other.
+
+        What asks more of them than `to_array` and `flat_array` do raises `NotPlainError`, as those may:
+        then the text has to be parsed whole.
+        """
+        try:
+            root, number_texts = parse_around(text, max_depth)
+        except NotPlainError:
+            return None
+        document = cls.__new__(cls)
+        document.text, document.number_texts = text, number_texts
+        document._root, document.max_depth, document.keys = root, max_depth, frozenset(root)
+        return document
+
+    def check_read(self) -> None:
+        """Raise `NotPlainError` if a list of numbers was not asked for: then nobody knows whether it is one."""
+        if not all(one.is_read for one in self.number_texts):
+            raise NotPlainError
 
     def get(self, key: str) -> Any:
         """The value at `key`, None if there is none."""
@@ -101,43 +127,46 @@ def _finite(text: str) -> float:
     """A number that was written out; one that only infinity is near to is refused, as TensorFlow Serving does."""
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"number too big to be stored in double: {text[:_LONGEST_QUOTE]}")
+        raise ValueError(f"number too big to be stored in double: {text[:_LONGEST_SHOWN]}")
     return value
 
 
 def _check_depth(text: bytes, max_depth: int) -> None:
     """Bound the nesting by the bytes alone, before a recursive parser sees them."""
     if is_deeper(text, max_depth):
-        raise _too_deep(max_depth)
-
-
-def _too_deep(max_depth: int) -> InvalidArgument:
-    return InvalidArgument(f"JSON Parse error: nested deeper than {max_depth} levels")
+        raise too_deep(max_depth)
 
 
 def plain(value: Any, max_depth: int = MAX_DIMENSIONS) -> Any:
     """A value as Python lists and dicts; `InvalidArgument` if nested deeper than `max_depth`."""
+    if isinstance(value, NumberText):
+        raise NotPlainError
 
     def convert(value: Any, left: int) -> Any:
         if isinstance(value, simdjson.Object):
             value = dict(value.items())  # plain all the way down
-            bound(value, left)
+            _bound(value, left, max_depth)
         if not isinstance(value, simdjson.Array):
             return value
         if left <= 0:
-            raise _too_deep(max_depth)
-        return [convert(item, left - 1) for item in value]
-
-    def bound(value: Any, left: int) -> None:
-        if left <= 0:
-            raise _too_deep(max_depth)
-        items = value.values() if isinstance(value, dict) else value
-        if not _NESTING.isdisjoint(map(type, items)):
-            for item in items:
-                if type(item) in _NESTING:
-                    bound(item, left - 1)
+            raise too_deep(max_depth)
+        if value and type(value[0]) in _PROXIES:
+            return [convert(item, left - 1) for item in value]  # no more proxies at a time than one
+        items = list(value)
+        return items if _PROXIES.isdisjoint(map(type, items)) else [convert(item, left - 1) for item in items]
 
     return convert(value, max_depth)
+
+
+def _bound(value: Any, left: int, max_depth: int) -> None:
+    """Raise `InvalidArgument` if a list or dict of plain Python has more than `left` levels."""
+    if left <= 0:
+        raise too_deep(max_depth)
+    items = value.values() if isinstance(value, dict) else value
+    if not _NESTING.isdisjoint(map(type, items)):
+        for item in items:
+            if type(item) in _NESTING:
+                _bound(item, left - 1, max_depth)
 
 
 def check_elements(text: bytes, signature: Signature, bounds: Bounds) -> None:
@@ -160,25 +189,84 @@ def count_lists(text: bytes) -> int:
 
 
 def to_array(
-    value: Any, spec: TensorSpec, text: bytes = b"", max_depth: int = MAX_DIMENSIONS, most_lists: int | None = None
+    value: Any,
+    spec: TensorSpec,
+    text: bytes = b"",
+    max_depth: int = MAX_DIMENSIONS,
+    most_lists: int | None = None,
+    *,
+    exact: bool = False,
 ) -> Array:
     """A nested JSON value as an array of `spec`'s type and its own shape.
 
     `text` is the body that `value` is the only array of, if so: then whether it is rectangular
     is told from its brackets and commas alone. `most_lists` is how many lists there can be in
-    `value`, itself included, where that is known.
+    `value`, itself included, where that is known. With `exact`, integers are refused that a floating
+    type would have to round.
 
     Raises:
         InvalidArgument: ragged, nested deeper than `max_depth`, or with elements of another type;
             names the input and the place.
+        NotPlainError: as `NumberText.array`.
     """
+    if isinstance(value, NumberText):
+        return _from_text(value, spec, max_depth, exact=exact)
     if isinstance(value, simdjson.Array):
-        if text:
-            most_lists = count_lists(text)
-        array = _numeric(value, spec, text, min(max_depth, MAX_DIMENSIONS), most_lists)
+        if spec.dtype is DataType.BYTES:
+            array = _strings(value, min(max_depth, MAX_DIMENSIONS))
+        else:
+            if text:
+                most_lists = count_lists(text)
+            array = _numeric(value, spec, text, min(max_depth, MAX_DIMENSIONS), most_lists, exact=exact)
         if array is not None:
             return array
-    return _from_python(plain(value, max_depth), spec)
+    return from_python(plain(value, max_depth), spec, exact=exact)
+
+
+def _from_text(value: NumberText, spec: TensorSpec, max_depth: int, *, exact: bool) -> Array:
+    if spec.dtype.numpy.kind not in _BUFFER_TYPES:
+        to_array(value.head(), spec, max_depth=max_depth)  # which tells what was expected instead of numbers
+        raise NotPlainError
+
+    def read(part: simdjson.Array, text: bytes) -> Array | None:
+        buffer = _buffer(part, spec)
+        return None if buffer is None else cast(buffer, spec, partial(_elements, part, text) if exact else None)
+
+    return value.array(read, spec.dtype.numpy, max_depth)
+
+
+def _elements(value: simdjson.Array, text: bytes) -> Iterator[Any]:
+    """All that is in nested arrays, in row-major order; nothing where their `text`, if known, has no integers."""
+    if text and not may_have_integers(text):
+        return
+    for item in value:
+        if isinstance(item, simdjson.Array):
+            yield from _elements(item, b"")
+        else:
+            yield item
+
+
+def _strings(value: simdjson.Array, max_depth: int) -> Array | None:
+    """Texts as objects of bytes, none of which is there as text for longer than it takes; None if not all are."""
+    shape, first = _first(value, max_depth)
+    if not isinstance(first, str | simdjson.Array):
+        return None
+    items: Iterator[Any] = chain.from_iterable(_leaves(value, shape))
+    try:
+        return np.fromiter(map(str.encode, items), object).reshape(shape)
+    except (TypeError, ValueError):  # no string, no UTF-8, or ragged
+        return None
+
+
+def _leaves(value: Any, shape: tuple[int, ...]) -> Iterator[simdjson.Array]:
+    """The innermost arrays; ValueError if one at whatever level has not the length that `shape` has."""
+    if not isinstance(value, simdjson.Array) or len(value) != shape[0]:
+        raise ValueError("ragged")
+    if len(shape) == 1:
+        yield value
+    else:
+        for item in value:
+            yield from _leaves(item, shape[1:])
 
 
 def flat_array(
@@ -193,7 +281,7 @@ def flat_array(
     if isinstance(value, simdjson.Array):
         buffer = _buffer(value, spec)
         if buffer is not None and count == len(buffer) and _rectangular(value, (count,), b"", most_lists):
-            return _cast(buffer, spec).reshape(shape)
+            return cast(buffer, spec).reshape(shape)
     array = to_array(value, spec, max_depth=max_depth, most_lists=most_lists)
     if array.size != count or (array.ndim > 1 and array.shape != shape):
         raise InvalidArgument(
@@ -204,24 +292,30 @@ def flat_array(
 
 
 def _numeric(
-    value: simdjson.Array, spec: TensorSpec, text: bytes, max_depth: int, most_lists: int | None
+    value: simdjson.Array, spec: TensorSpec, text: bytes, max_depth: int, most_lists: int | None, *, exact: bool
 ) -> Array | None:
     """The fast way; None where Python must look closer."""
     buffer = _buffer(value, spec)
     if buffer is None:
         return None
+    shape, _ = _first(value, max_depth)
+    if len(buffer) != math.prod(shape) or not _rectangular(value, shape, text, most_lists):
+        return None
+    return cast(buffer, spec, partial(_elements, value, text) if exact else None).reshape(shape)
+
+
+def _first(value: simdjson.Array, max_depth: int) -> tuple[tuple[int, ...], Any]:
+    """The shape that the first elements suggest, and the first one, or the first list if that is empty."""
     shape: list[int] = []
     inner: Any = value
     while isinstance(inner, simdjson.Array):
         shape.append(len(inner))
         if len(shape) > max_depth:
-            raise _too_deep(max_depth)
+            raise too_deep(max_depth)
         if not shape[-1]:
             break
         inner = inner[0]
-    if len(buffer) != math.prod(shape) or not _rectangular(value, tuple(shape), text, most_lists):
-        return None
-    return _cast(buffer, spec).reshape(shape)
+    return tuple(shape), inner
 
 
 def _buffer(value: simdjson.Array, spec: TensorSpec) -> Array | None:
@@ -239,9 +333,9 @@ def _rectangular(value: simdjson.Array, shape: tuple[int, ...], text: bytes, mos
     inner_arrays = math.prod(shape[:-1])
     if inner_arrays == 1 and most_lists == len(shape):
         return True  # one list at each level, so none to differ from
-    if text and inner_arrays > 1 and inner_arrays * _PROXY_COST_BYTES > len(text):
+    if text and inner_arrays > 1 and inner_arrays * PROXY_COST_BYTES > len(text):
         start, stop = text.find(b"["), text.rfind(b"]") + 1
-        return text[start:stop].translate(None, _NUMBER_BYTES) == _skeleton(shape)
+        return text[start:stop].translate(None, NUMBER_BYTES) == _skeleton(shape)
     lists = sum(math.prod(shape[:axis]) for axis in range(len(shape)))
     return _same_lengths(value, shape, look_inside=lists != most_lists)
 
@@ -261,151 +355,6 @@ def _skeleton(shape: tuple[int, ...]) -> bytes:
     for size in reversed(shape):
         text = b"[" + (text + b",") * (size - 1) + text * (size > 0) + b"]"
     return text
-
-
-def _cast(buffer: Array, spec: TensorSpec) -> Array:
-    """To the input's type; a number that the type cannot hold is refused."""
-    dtype = spec.dtype.numpy
-    if buffer.dtype == dtype:
-        return buffer
-    if dtype.kind in "iu":
-        return integers_fit(buffer, spec)
-    if buffer.size <= _FEW_ELEMENTS and np.vdot(buffer, buffer) < spec.dtype.safe_square:
-        return buffer.astype(dtype)  # the sum of all squares bounds each: cheaper than `errstate`
-    try:
-        with np.errstate(over="raise"):
-            return buffer.astype(dtype)
-    except FloatingPointError:
-        largest = max((float(v) for v in buffer), key=lambda v: abs(v) if math.isfinite(v) else 0.0)
-        raise InvalidArgument(f"input {spec.name!r}: {largest} does not fit {spec.dtype.value}") from None
-
-
-def _from_python(value: Any, spec: TensorSpec) -> Array:
-    shape = _shape_of(value)
-    items: list[Any] = []
-    _flatten(value, shape, spec, [], items)
-    if spec.dtype is DataType.BYTES:
-        array = np.empty(len(items), object)
-        array[:] = items
-        return array.reshape(shape)
-    if spec.dtype is DataType.BOOL:
-        return np.array(items, np.bool_).reshape(shape)
-    wide: np.dtype[Any] = np.dtype(np.float64)
-    if spec.dtype.is_integer:
-        wide = np.dtype(np.uint64 if spec.dtype.numpy.kind == "u" else np.int64)
-    try:
-        buffer = np.array(items, wide)
-    except OverflowError:
-        raise InvalidArgument(f"input {spec.name!r}: a number does not fit {spec.dtype.value}") from None
-    return _cast(buffer, spec).reshape(shape)
-
-
-def _shape_of(value: Any) -> tuple[int, ...]:
-    """The shape that the first elements suggest."""
-    shape = []
-    while isinstance(value, list):
-        shape.append(len(value))
-        if len(shape) > MAX_DIMENSIONS:
-            raise _too_deep(MAX_DIMENSIONS)
-        if not value:
-            break
-        value = value[0]
-    return tuple(shape)
-
-
-def _flatten(value: Any, shape: tuple[int, ...], spec: TensorSpec, place: list[int], out: list[Any]) -> None:
-    """Append the elements of `value` to `out` in row-major order, checking shape and type."""
-    if not shape:
-        out.append(_element(value, spec, place))
-        return
-    if not isinstance(value, list) or len(value) != shape[0]:
-        got = f"{len(value)} elements" if isinstance(value, list) else quote(value)
-        raise InvalidArgument(
-            f"input {spec.name!r} is ragged: {shape[0]} elements expected at {_place(place)}, got {got}"
-        )
-    for index, item in enumerate(value):
-        place.append(index)
-        _flatten(item, shape[1:], spec, place, out)
-        place.pop()
-
-
-def _element(value: Any, spec: TensorSpec, place: list[int]) -> Any:
-    if isinstance(value, list):
-        raise InvalidArgument(f"input {spec.name!r} is ragged: a value expected at {_place(place)}, got a list")
-    if spec.dtype is DataType.BYTES:
-        fits = isinstance(value, str | dict)
-    elif spec.dtype is DataType.BOOL:
-        fits = isinstance(value, bool)
-    elif spec.dtype.is_integer:
-        fits = isinstance(value, int) and not isinstance(value, bool)
-    else:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-    if not fits:
-        raise InvalidArgument(
-            f"input {spec.name!r}: {spec.dtype.value} expected at {_place(place)}, got {quote(value)}"
-        )
-    return _bytes_of(value, spec, place) if spec.dtype is DataType.BYTES else value
-
-
-def _bytes_of(value: Any, spec: TensorSpec, place: list[int]) -> bytes:
-    """A string's UTF-8, or what ``{"b64": "…"}`` decodes to."""
-    try:
-        if isinstance(value, str):
-            return value.encode()
-        if is_base64(value):
-            return decode_base64(value["b64"])
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"input {spec.name!r}: text expected at {_place(place)}, got a lone surrogate") from None
-    except ValueError as error:
-        raise InvalidArgument(f"input {spec.name!r}: base64 expected at {_place(place)}: {error}") from None
-    raise InvalidArgument(
-        f'input {spec.name!r}: a string or {{"b64": "…"}} expected at {_place(place)}, got {quote(value)}'
-    )
-
-
-def is_base64(value: Any) -> bool:
-    """Whether an object is ``{"b64": "…"}``, which stands for bytes; ``{"b64": 1}`` does not."""
-    return list(value.keys()) == ["b64"] and isinstance(value["b64"], str)
-
-
-def decode_base64(text: str) -> bytes:
-    """What `text` stands for; its padding may be left out, as TensorFlow Serving lets it.
-
-    Raises:
-        ValueError: it is no base64.
-    """
-    padding = "" if "=" in text else "=" * (-len(text) % 4)
-    return base64.b64decode(text + padding, validate=True)
-
-
-def _place(place: list[int]) -> str:
-    return "".join(f"[{index}]" for index in place) or "the top"
-
-
-def quote(value: Any) -> str:
-    """A value as the caller wrote it, cut short; no more of it is looked at than is shown."""
-    text = ""
-    for word in _words(value):
-        text += word
-        if len(text) > _LONGEST_QUOTE:
-            return text[:_LONGEST_QUOTE] + "…"
-    return text
-
-
-def _words(value: Any) -> Iterator[str]:
-    """The words of a value's JSON, one by one."""
-    if isinstance(value, simdjson.Object | dict):
-        for index, key in enumerate(value):
-            yield ("{" if not index else ", ") + json.dumps(key[: _LONGEST_QUOTE + 1]) + ": "
-            yield from _words(value[key])
-        yield "}" if len(value) else "{}"
-    elif isinstance(value, simdjson.Array | list):
-        for index, item in enumerate(value):
-            yield "[" if not index else ", "
-            yield from _words(item)
-        yield "]" if len(value) else "[]"
-    else:
-        yield json.dumps(value[: _LONGEST_QUOTE + 1] if isinstance(value, str) else value)
 
 
 def dumps(value: object) -> bytes:

@@ -28,8 +28,9 @@ from service.rest.http import (
     read_body,
     timing_header,
 )
+from service.rest.known_headers import KnownHeaders
 from service.rest.openapi import HEALTH, MODEL, MODEL_READY, MODELS, SERVER, error_responses
-from service.rest.openinference_codec import Wanted, decode_infer, encode_infer, model_metadata
+from service.rest.openinference_codec import Wanted, encode_infer, model_metadata
 from service.rest.options import RestOptions
 from service.shared_memory import SharedMemory
 from service.tensors import Signature
@@ -44,6 +45,7 @@ Version = Path(description="version of the model", examples=["1"])
 
 def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
     """The ASGI callable for ``POST /v2/models/{m}[/versions/{v}]/infer``."""
+    known_headers = KnownHeaders(options.max_json_depth, options.memory, options.bounds)
 
     async def infer(scope: Scope, receive: Receive, send: Send) -> None:
         match = INFER_ROUTE.fullmatch(scope["path"])
@@ -62,9 +64,7 @@ def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 nonlocal wanted
-                decoded, wanted = decode_infer(
-                    body, length, signatures, options.max_json_depth, options.memory, options.bounds
-                )
+                decoded, wanted = known_headers.decode(body, length, signatures)
                 return decoded
 
             prediction = await request.predict(due, decode)

@@ -21,6 +21,7 @@ from service.extensions.parameters import timeout_s
 from service.predictor import Decoded, Prediction, choose_signature
 from service.rest.json_codec import (
     ARRAY,
+    LONG_BYTES,
     OBJECT,
     Document,
     check_elements,
@@ -29,15 +30,15 @@ from service.rest.json_codec import (
     flat_array,
     jsonable,
     plain,
-    quote,
 )
+from service.rest.json_elements import quote
+from service.rest.json_pieces import NotPlainError, NumberText
 from service.shared_memory import OFF, Extent, SharedMemory
 from service.tensors import (
     MAX_DIMENSIONS,
     Array,
     DataType,
     Signature,
-    Tensors,
     TensorSpec,
     check_names,
     pack_strings,
@@ -45,9 +46,6 @@ from service.tensors import (
 )
 
 _WITHOUT_JSON = (DataType.FP16, DataType.BF16)
-_LONGEST_KNOWN_BYTES = 2**12
-_MOST_KNOWN = 256
-"""Headers of binary requests that are remembered, and the longest of them."""
 
 
 @dataclass
@@ -74,23 +72,52 @@ def decode_infer(
     memory: SharedMemory = OFF,
     bounds: Bounds = DEFAULT_BOUNDS,
 ) -> tuple[Decoded, Wanted]:
-    """An ``infer`` body as tensors; `header_length` is that of the JSON part, None for all of it.
+    """An ``infer`` body as tensors, and what it wants; see `read_infer`."""
+    decoded, wanted, _ = read_infer(body, header_length, signatures, max_depth, memory, bounds)
+    return decoded, wanted
+
+
+def read_infer(
+    body: bytes,
+    header_length: int | None,
+    signatures: Mapping[str, Signature],
+    max_depth: int,
+    memory: SharedMemory,
+    bounds: Bounds,
+) -> tuple[Decoded, Wanted, list[Place]]:
+    """An ``infer`` body as tensors, what it wants, and where in the body inputs lie as they are.
+
+    `header_length` is that of the JSON part, None for all of it.
 
     Raises:
         InvalidArgument: the body is wrong; names the input and what was expected.
         NotFound, TooLarge, FailedPrecondition: as `SharedMemory.extent` and `Extent.read`.
     """
     if header_length == 0:
-        return _decode_raw(body, choose_signature(signatures), bounds)
+        return _decode_raw(body, choose_signature(signatures), bounds), Wanted(binary=True), []
     if header_length is not None and not 0 < header_length <= len(body):
         raise InvalidArgument(
             f"header Inference-Header-Content-Length: {header_length} is not within the body of {len(body)} bytes"
         )
     text = body if header_length is None else body[:header_length]
-    header = _known_headers.get(text) if header_length is not None else None
-    if header is not None and header.fits(signatures, bounds, len(body)):
-        return Decoded(header.signature, header.read(body), timeout_s=header.wanted.timeout_s), header.wanted
+    document = Document.in_pieces(body, max_depth) if header_length is None and len(body) > LONG_BYTES else None
+    if document is not None:
+        try:
+            read = _read_json(document, body, signatures, memory, bounds)
+            document.check_read()
+        except NotPlainError:
+            pass  # parsed whole, it is told more of
+        else:
+            return read
     document = Document(text, max_depth, is_header=header_length is not None)
+    return _read_json(document, body, signatures, memory, bounds)
+
+
+def _read_json(
+    document: Document, body: bytes, signatures: Mapping[str, Signature], memory: SharedMemory, bounds: Bounds
+) -> tuple[Decoded, Wanted, list[Place]]:
+    """What `document` asks for, which `body` begins with."""
+    text, max_depth = document.text, document.max_depth
     wanted = _wanted(document, memory)
     signature = choose_signature(signatures, wanted.signature_name)
     check_elements(text, signature, bounds)
@@ -111,12 +138,10 @@ def decode_infer(
     }
     tail.check_used()
     bounds.check_inputs(inputs, len(body))
-    if header_length is not None and header_length <= _LONGEST_KNOWN_BYTES:
-        _remember(text, _Header(signature, bounds, wanted, tail.places, len(body)))
-    return Decoded(signature, inputs, timeout_s=wanted.timeout_s), wanted
+    return Decoded(signature, inputs, timeout_s=wanted.timeout_s), wanted, tail.places
 
 
-def _decode_raw(body: bytes, signature: Signature, bounds: Bounds) -> tuple[Decoded, Wanted]:
+def _decode_raw(body: bytes, signature: Signature, bounds: Bounds) -> Decoded:
     """Triton's raw binary request: one input of known trailing shape, the body is the tensor."""
     if len(signature.inputs) != 1:
         raise InvalidArgument(
@@ -131,11 +156,11 @@ def _decode_raw(body: bytes, signature: Signature, bounds: Bounds) -> tuple[Deco
         shape[shape.index(None)] = len(body) // max(known_bytes, 1)
     sizes = tuple(size or 0 for size in shape)
     bounds.check_shape(sizes, spec)
-    return Decoded(signature, {spec.name: unpack_raw(body, spec.dtype, sizes, spec.name)}), Wanted(binary=True)
+    return Decoded(signature, {spec.name: unpack_raw(body, spec.dtype, sizes, spec.name)})
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where an input of fixed-size elements lies in the body."""
 
     name: str
@@ -145,52 +170,12 @@ class _Place:
     start: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """What the JSON of a binary request came to.
-
-    A client sends the same one with each request, so it is read and checked once: that took three
-    times as long as all else that decoding such a request has to do.
-    """
-
-    signature: Signature
-    bounds: Bounds
-    wanted: Wanted
-    places: list[_Place]
-    body_bytes: int
-
-    def fits(self, signatures: Mapping[str, Signature], bounds: Bounds, body_bytes: int) -> bool:
-        """Whether it would come to the same again, for a body of that size and such a model."""
-        is_same_model = signatures.get(self.signature.name) is self.signature
-        return is_same_model and self.bounds is bounds and self.body_bytes == body_bytes
-
-    def read(self, body: bytes) -> Tensors:
-        """The inputs, without a copy."""
-        return {
-            place.name: np.frombuffer(body, place.dtype, place.count, place.start).reshape(place.shape)
-            for place in self.places
-        }
-
-
-_known_headers: dict[bytes, _Header] = {}
-
-
-def _remember(text: bytes, header: _Header) -> None:
-    """Keep a header if nothing in it is the request's own: an id, a place in shared memory, strings, data."""
-    wanted = header.wanted
-    if wanted.id is not None or wanted.extents or len(header.places) != len(header.signature.inputs):
-        return
-    if len(_known_headers) >= _MOST_KNOWN:
-        _known_headers.clear()
-    _known_headers[text] = header
-
-
 class _Tail:
     """What inputs have outside the JSON: the binary part of the body, in their order, and shared memory."""
 
     def __init__(self, body: bytes, start: int, memory: SharedMemory) -> None:
         self.memory = memory
-        self.places: list[_Place] = []
+        self.places: list[Place] = []
         self._view = memoryview(body)
         self._at = start
 
@@ -209,7 +194,7 @@ class _Tail:
         start = self._at
         array = unpack_raw(self.next(size_bytes, spec.name), spec.dtype, shape, spec.name)
         if spec.dtype not in (DataType.BYTES, DataType.BOOL):  # which are more than their bytes seen as an array
-            self.places.append(_Place(spec.name, spec.dtype.numpy, shape, array.size, start))
+            self.places.append(Place(spec.name, spec.dtype.numpy, shape, array.size, start))
         return array
 
     def check_used(self) -> None:
@@ -218,16 +203,21 @@ class _Tail:
             raise InvalidArgument(f"{left} bytes follow the last binary input: the sizes do not add up to the body")
 
 
-def _most_lists(document: Document, tensors: list[Any]) -> int:
+def _most_lists(document: Document, tensors: list[Any]) -> int | None:
     """How many lists one tensor's data can consist of: those of the body less those that are known.
 
-    Known are the inputs, their shapes, the outputs, and one list of data for each other tensor.
+    Known are the inputs, their shapes, the outputs, and one list of data for each other tensor. None for a
+    text whose long lists are read in pieces, which count their own.
     """
+    if document.number_texts:
+        return None
     others = sum(tensor.get("data") is not None for tensor in tensors) - 1
     return count_lists(document.text) - 1 - len(tensors) - (document.get("outputs") is not None) - others
 
 
-def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lists: int, bounds: Bounds) -> Array:
+def _tensor(
+    tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lists: int | None, bounds: Bounds
+) -> Array:
     received = tensor.get("datatype")
     if received != spec.dtype.value:
         raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {quote(received)}")
@@ -243,7 +233,7 @@ def _tensor(tensor: Any, spec: TensorSpec, tail: _Tail, max_depth: int, most_lis
         if data is not None:
             raise InvalidArgument(f"input {spec.name!r}: either data or binary_data_size expected, got both")
         return tail.tensor(parameters["binary_data_size"], spec, shape)
-    if not isinstance(data, ARRAY):
+    if not isinstance(data, (*ARRAY, NumberText)):
         raise InvalidArgument(f"input {spec.name!r}: data must be a list, got {quote(data)}")
     return flat_array(data, spec, shape, max_depth, most_lists)
 

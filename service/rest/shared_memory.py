@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 
 from service.errors import InvalidArgument
 from service.rest.admin import answers, body_of, json_object
-from service.rest.json_codec import quote
+from service.rest.json_elements import quote
 from service.rest.openapi import REGION, REGIONS
 from service.rest.options import RestOptions
 from service.shared_memory import Region, cuda_unknown, cuda_unsupported

@@ -13,16 +13,17 @@ from service.errors import InvalidArgument
 from service.predictor import Decoded, Prediction, choose_signature
 from service.rest.json_codec import (
     ARRAY,
+    LONG_BYTES,
     OBJECT,
     Document,
     check_elements,
     dumps,
-    is_base64,
     jsonable,
     plain,
-    quote,
     to_array,
 )
+from service.rest.json_elements import is_base64, quote
+from service.rest.json_pieces import NotPlainError, NumberText
 from service.tensors import Array, Signature, Tensors, check_names
 
 
@@ -35,17 +36,29 @@ def decode_predict(
         InvalidArgument: the body is wrong; names the input and what was expected.
         FailedPrecondition: no such signature.
     """
-    document = Document(body, max_depth)
+    document = Document.in_pieces(body, max_depth) if len(body) > LONG_BYTES else None
+    if document is not None:
+        try:
+            decoded = _decode(document, signatures, bounds)
+            document.check_read()
+        except NotPlainError:
+            pass  # parsed whole, it is told more of
+        else:
+            return decoded
+    return _decode(Document(body, max_depth), signatures, bounds)
+
+
+def _decode(document: Document, signatures: Mapping[str, Signature], bounds: Bounds) -> tuple[Decoded, str]:
     name = document.get("signature_name")
     if name is not None and not isinstance(name, str):
         raise InvalidArgument(f"'signature_name' must be a string, got {quote(name)}")
     signature = choose_signature(signatures, name or "")
-    check_elements(body, signature, bounds)
+    check_elements(document.text, signature, bounds)
     form = _form(document)
     value = document.get(form)
     read = _from_instances if form == "instances" else _from_inputs
     inputs = read(value, signature, document)
-    bounds.check_inputs(inputs, len(body))
+    bounds.check_inputs(inputs, len(document.text))
     return Decoded(signature, inputs, strict_shapes=False), form
 
 
@@ -63,30 +76,32 @@ def _from_inputs(value: Any, signature: Signature, document: Document) -> Tensor
     if isinstance(value, OBJECT) and not is_base64(value):
         check_names(signature, dict.fromkeys(value.keys()))
         text = document.text if len(signature.inputs) == 1 else b""
-        return {spec.name: to_array(value[spec.name], spec, text, document.max_depth - 2) for spec in signature.inputs}
+        max_depth = document.max_depth - 2
+        return {spec.name: to_array(value[spec.name], spec, text, max_depth, exact=True) for spec in signature.inputs}
     if len(signature.inputs) != 1:
         raise InvalidArgument(
             f"'inputs' must be an object with the inputs {', '.join(sorted(signature.input_by_name))}"
         )
     spec = signature.inputs[0]
-    return {spec.name: to_array(value, spec, document.text, document.max_depth - 1)}
+    return {spec.name: to_array(value, spec, document.text, document.max_depth - 1, exact=True)}
 
 
 def _from_instances(value: Any, signature: Signature, document: Document) -> Tensors:
     """Row by row: a list of values of the only input, or of objects with one value per input."""
-    if not isinstance(value, ARRAY):
-        raise InvalidArgument("'instances' must be a list of rows")
-    if not len(value):
-        raise InvalidArgument("'instances' has no rows: at least one is expected, got an empty batch")
-    first = value[0]
-    if isinstance(first, OBJECT) and not is_base64(first):
-        return _from_named_rows(plain(value, document.max_depth - 1), signature)
+    if not isinstance(value, NumberText):
+        if not isinstance(value, ARRAY):
+            raise InvalidArgument("'instances' must be a list of rows")
+        if not len(value):
+            raise InvalidArgument("'instances' has no rows: at least one is expected, got an empty batch")
+        first = value[0]
+        if isinstance(first, OBJECT) and not is_base64(first):
+            return _from_named_rows(plain(value, document.max_depth - 1), signature)
     if len(signature.inputs) != 1:
         raise InvalidArgument(
             f"each row of 'instances' must be an object with the inputs {', '.join(sorted(signature.input_by_name))}"
         )
     spec = signature.inputs[0]
-    return {spec.name: to_array(value, spec, document.text, document.max_depth - 1)}
+    return {spec.name: to_array(value, spec, document.text, document.max_depth - 1, exact=True)}
 
 
 def _from_named_rows(rows: list[Any], signature: Signature) -> Tensors:
@@ -97,7 +112,7 @@ def _from_named_rows(rows: list[Any], signature: Signature) -> Tensors:
             check_names(signature, row)
         except InvalidArgument as error:
             raise InvalidArgument(f"element {index} of 'instances': {error}") from None
-    return {spec.name: to_array([row[spec.name] for row in rows], spec) for spec in signature.inputs}
+    return {spec.name: to_array([row[spec.name] for row in rows], spec, exact=True) for spec in signature.inputs}
 
 
 def encode_predict(prediction: Prediction, form: str) -> bytes:

@@ -75,7 +75,6 @@ class GrpcApp:
         await self._calls.stop(grace_s)
 
     async def _unary(self, path: str, handler: Handler, headers: _Headers, call: Call) -> None:
-        failure: KilnError
         try:
             remaining_s = timeout_s(headers.get(b"grpc-timeout"))
             deadline = time.monotonic() + (self._request_timeout_s if remaining_s is None else remaining_s)
@@ -83,14 +82,8 @@ class GrpcApp:
             call.is_read = True
             self._begin(call)
             answer = await handler(data, deadline)
-        except KilnError as error:
-            failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
-        except asyncio.CancelledError:
-            failure = _told(call)
-        except Left:
-            raise
-        except Exception:  # noqa: BLE001 - whatever it is, its caller is told
-            failure = unforeseen(path)
+        except BaseException as error:  # noqa: BLE001 - it is told, or raised again
+            failure = _failure(path, call, error)
         else:
             self._calls.discard(call)
             await _answer(call, answer, headers)
@@ -138,14 +131,8 @@ class GrpcApp:
             incoming = Incoming(call, receive, deframer)
             async with contextlib.aclosing(handler(incoming, limits)) as answers:
                 await _send_all(call, answers)
-        except KilnError as error:
-            failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
-        except asyncio.CancelledError:
-            failure = _told(call)
-        except Left:
-            raise
-        except Exception:  # noqa: BLE001 - whatever it is, its caller is told
-            failure = unforeseen(path)
+        except BaseException as error:  # noqa: BLE001 - it is told, or raised again
+            failure = _failure(path, call, error)
         finally:
             self._calls.discard(call)
             if incoming is not None:
@@ -178,6 +165,17 @@ async def _send_all(call: Call, answers: AsyncIterator[bytes]) -> None:
         if not call.has_started:
             await call.send(_START)
         await call.send({"type": "http.response.body", "body": frame(answer), "more_body": True})
+
+
+def _failure(path: str, call: Call, error: BaseException) -> KilnError:
+    """What the caller is told of the exception that is being handled; raised again is what no caller is told."""
+    if isinstance(error, KilnError):
+        return error.with_traceback(None)  # whose frames have the call's: a cycle that would keep all they hold
+    if isinstance(error, asyncio.CancelledError):
+        return _told(call)
+    if isinstance(error, Left) or not isinstance(error, Exception):
+        raise error
+    return unforeseen(path)
 
 
 def _told(call: Call) -> KilnError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from service import __version__
 from service.bounds import Bounds
@@ -12,8 +13,15 @@ from service.registry.lifecycle import State
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.rpc.handlers import Handler, Handlers, Timed
 from service.rpc.known_requests import KnownRequest, KnownRequests
-from service.rpc.messages import parse
-from service.rpc.open_inference_codec import decode_infer, encode_infer, encode_metadata, output_extents
+from service.rpc.messages import parse, parse_tensors
+from service.rpc.open_inference_codec import (
+    decode_infer,
+    encode_infer,
+    encode_metadata,
+    is_plain,
+    output_extents,
+    without_tensor,
+)
 from service.shared_memory import SharedMemory
 from service.tensors import Signature
 
@@ -65,14 +73,21 @@ def _infer_handler(predictor: Predictor, memory: SharedMemory, bounds: Bounds) -
         known = known_requests.find(data)
         if known is not None:
             return await again(known, data, deadline)
-        request = parse(pb.ModelInferRequest, data)
+        request = parse_tensors(pb.ModelInferRequest, data)
         ref = model_ref(request.model_name, request.model_version)
         with predictor.request(ref, "grpc-v2") as counted:
             extents = output_extents(request, memory) if request.outputs else {}
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 decoded = decode_infer(request, signatures, memory, bounds)
-                known_requests.add(data, request, ref, decoded)
+                if is_plain(request):
+                    known_requests.add(
+                        data,
+                        request.raw_input_contents[0],
+                        ref,
+                        decoded,
+                        partial(encode_infer, without_tensor(request)),
+                    )
                 return decoded
 
             prediction = await counted.predict(deadline, decode)
@@ -83,7 +98,7 @@ def _infer_handler(predictor: Predictor, memory: SharedMemory, bounds: Bounds) -
 
             def decode(signatures: Mapping[str, Signature]) -> Decoded:
                 decoded = known.decode(data, signatures)
-                return decoded or decode_infer(parse(pb.ModelInferRequest, data), signatures, memory, bounds)
+                return decoded or decode_infer(parse_tensors(pb.ModelInferRequest, data), signatures, memory, bounds)
 
             prediction = await counted.predict(deadline, decode)
             return Timed(known.encode(prediction), prediction.spent)

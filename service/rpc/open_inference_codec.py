@@ -243,6 +243,22 @@ def _fill(contents: pb.InferTensorContents, array: Array, dtype: DataType, name:
     getattr(contents, field).extend(values)
 
 
+def is_plain(request: pb.ModelInferRequest) -> bool:
+    """Whether it has one raw tensor, no id, and no parameters anywhere."""
+    if len(request.inputs) != 1 or len(request.raw_input_contents) != 1 or request.id or request.parameters:
+        return False
+    has_parameters = [bool(tensor.parameters) for tensor in request.inputs]
+    return not any([*has_parameters, *(bool(output.parameters) for output in request.outputs)])
+
+
+def without_tensor(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
+    """What the form of the answer to a plain request depends on."""
+    rest = pb.ModelInferRequest()
+    rest.CopyFrom(request)
+    rest.raw_input_contents[:] = [b""]
+    return rest
+
+
 def encode_metadata(info: ModelInfo, status: VersionStatus) -> bytes:
     """`ModelMetadataResponse` of a loaded model's default signature; the version's facts are its properties."""
     signature = choose_signature(info.signatures)

@@ -16,7 +16,7 @@ from service.extensions.parameters import flag
 from service.predictor import Predictor
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from service.rpc.handlers import CallLimits, StreamHandlers
-from service.rpc.messages import parse
+from service.rpc.messages import parse_tensors
 from service.rpc.open_inference import SERVICE, answer_infer
 from service.rpc.open_inference_codec import plain_parameters
 from service.rpc.stream import in_order
@@ -56,7 +56,7 @@ async def _answer(infer: Infer, data: bytes, limits: CallLimits) -> bytes:
     try:
         if len(data) > limits.max_message_bytes:
             raise TooLarge(f"the message has {len(data)} bytes, over the limit of {limits.max_message_bytes}")
-        request = parse(pb.ModelInferRequest, data)
+        request = parse_tensors(pb.ModelInferRequest, data)
         wants_final = flag(plain_parameters(request.parameters), _FINAL_WANTED)
         answer = await infer(request, limits.deadline())
         return _wrapped(answer + _FINAL_BYTES if wants_final else answer)  # messages one after another are merged

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
 from service.bounds import Bounds
 from service.examples import Method, decode_examples
-from service.predictor import Prediction, Predictor
+from service.predictor import Decoded, Prediction, Predictor
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as pb
 from service.rpc.examples_codec import (
     ProtoExamples,
@@ -18,7 +18,8 @@ from service.rpc.examples_codec import (
     tasks_of,
 )
 from service.rpc.handlers import Handler, Handlers, Timed
-from service.rpc.messages import parse
+from service.rpc.known_requests import KnownRequest, KnownRequests
+from service.rpc.messages import parse, parse_tensors
 from service.rpc.tfserving_codec import (
     decode_predict,
     decode_reload,
@@ -27,6 +28,8 @@ from service.rpc.tfserving_codec import (
     encode_statuses,
     model_ref,
 )
+from service.tensors import Signature
+from service.timing import longest
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -36,12 +39,6 @@ _OfExamples = TypeVar("_OfExamples", pb.ClassificationRequest, pb.RegressionRequ
 def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
     """Byte-level handlers by full method path."""
     engine = predictor.engine
-
-    async def predict(data: bytes, deadline: float) -> Timed:
-        request = parse(pb.PredictRequest, data)
-        with predictor.request(model_ref(request.model_spec), "grpc-tfs") as counted:
-            prediction = await counted.predict(deadline, lambda signatures: decode_predict(request, signatures, bounds))
-            return Timed(encode_predict(request, prediction), prediction.spent)
 
     def of_examples(method: Method, kind: type[_OfExamples], encode: Callable[[Prediction, int], bytes]) -> Handler:
         async def answer(data: bytes, deadline: float) -> Timed:
@@ -57,13 +54,14 @@ def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
     classify = of_examples(Method.CLASSIFY, pb.ClassificationRequest, encode_classification)
     regress = of_examples(Method.REGRESS, pb.RegressionRequest, encode_regression)
 
-    async def multi_inference(data: bytes, deadline: float) -> bytes:
+    async def multi_inference(data: bytes, deadline: float) -> Timed:
         request = parse(pb.MultiInferenceRequest, data)
         tasks, examples = tasks_of(request), ProtoExamples(request.input, bounds)
         with predictor.request(model_ref(request.tasks[0].model_spec), "grpc-tfs") as counted:
             decoders = [partial(decode_examples, method, examples, name=name, bounds=bounds) for method, name in tasks]
             predictions = await counted.predict_all(deadline, decoders)
-            return encode_results(predictions, [method for method, _ in tasks], len(examples))
+            answer = encode_results(predictions, [method for method, _ in tasks], len(examples))
+            return Timed(answer, longest([prediction.spent for prediction in predictions]))
 
     async def metadata(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         request = parse(pb.GetModelMetadataRequest, data)
@@ -78,7 +76,7 @@ def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
         return pb.ReloadConfigResponse(status=pb.StatusProto()).SerializeToString()
 
     return {
-        f"/{PREDICTION_SERVICE}/Predict": predict,
+        f"/{PREDICTION_SERVICE}/Predict": _predict_handler(predictor, bounds),
         f"/{PREDICTION_SERVICE}/GetModelMetadata": metadata,
         f"/{PREDICTION_SERVICE}/Classify": classify,
         f"/{PREDICTION_SERVICE}/Regress": regress,
@@ -86,3 +84,38 @@ def tfserving_handlers(predictor: Predictor, bounds: Bounds) -> Handlers:
         f"/{MODEL_SERVICE}/GetModelStatus": status,
         f"/{MODEL_SERVICE}/HandleReloadConfigRequest": reload,
     }
+
+
+def _predict_handler(predictor: Predictor, bounds: Bounds) -> Handler:
+    known_requests = KnownRequests()
+
+    async def predict(data: bytes, deadline: float) -> Timed:
+        known = known_requests.find(data)
+        if known is not None:
+            return await again(known, data, deadline)
+        request = parse_tensors(pb.PredictRequest, data)
+        ref = model_ref(request.model_spec)
+        with predictor.request(ref, "grpc-tfs") as counted:
+
+            def decode(signatures: Mapping[str, Signature]) -> Decoded:
+                decoded = decode_predict(request, signatures, bounds)
+                if len(request.inputs) == 1:
+                    (tensor,) = request.inputs.values()
+                    rest = pb.PredictRequest(output_filter=request.output_filter)
+                    known_requests.add(data, tensor.tensor_content, ref, decoded, partial(encode_predict, rest))
+                return decoded
+
+            prediction = await counted.predict(deadline, decode)
+            return Timed(encode_predict(request, prediction), prediction.spent)
+
+    async def again(known: KnownRequest, data: bytes, deadline: float) -> Timed:
+        with predictor.request(known.ref, "grpc-tfs") as counted:
+
+            def decode(signatures: Mapping[str, Signature]) -> Decoded:
+                decoded = known.decode(data, signatures)
+                return decoded or decode_predict(parse_tensors(pb.PredictRequest, data), signatures, bounds)
+
+            prediction = await counted.predict(deadline, decode)
+            return Timed(known.encode(prediction), prediction.spent)
+
+    return predict

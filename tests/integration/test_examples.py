@@ -174,6 +174,9 @@ async def test_multi_inference(server: Server):
     assert _classes(second.classification_result)[1] == [("é", 3.0), ("other", 4.0)]
     assert [result.model_spec.signature_name for result in response.results] == ["values", "classes"]
     assert server.counted("grpc-tfs") == 1
+    call = server.rpc.start(f"{PREDICTION}/MultiInference", request)
+    await call
+    assert dict(await call.trailing_metadata())["server-timing"].endswith("rows;desc=2")
 
 
 @pytest.mark.parametrize(

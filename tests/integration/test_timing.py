@@ -9,9 +9,10 @@ import grpc
 import numpy as np
 import pytest
 
+from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
 from tests.integration.asgi import Client
 from tests.integration.conftest import Kiln
-from tests.integration.rpc import Caller, infer_request
+from tests.integration.rpc import Caller, infer_request, predict_request
 
 TIMING = re.compile(r"queue;dur=\d+\.\d{3}, batch;dur=\d+\.\d{3}, compute;dur=\d+\.\d{3}, rows;desc=(\d+)")
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -73,6 +74,24 @@ async def test_grpc_gives_ids_back(kiln: Kiln, transport: str, model: str):
             trailers = dict(error.trailing_metadata())
         assert (trailers["traceparent"], trailers["x-request-id"]) == (TRACE, "r-1")
         assert "other" not in trailers
+
+
+async def test_known_predict_requests_get_their_own_answers(caller: Caller):
+    """TensorFlow Serving's, with raw content, the first and those that are known by then; a list of values too."""
+    for value in (1.0, 2.0, 3.0):
+        request = predict_request()
+        for raw in (True, False):
+            request.inputs["x"].ClearField("float_val")
+            if raw:
+                request.inputs["x"].tensor_content = np.full(3, value, np.float32).tobytes()
+            else:
+                request.inputs["x"].ClearField("tensor_content")
+                request.inputs["x"].float_val.append(value)
+            call = caller.start("tensorflow.serving.PredictionService/Predict", request)
+            response = tfs.PredictResponse.FromString(await call)
+            assert response.outputs["y"].tensor_content == np.full(3, 2 * value, np.float32).tobytes()
+            assert response.model_spec.name == "double"
+            assert rows_told(dict(await call.trailing_metadata())["server-timing"]) == 1
 
 
 async def test_what_is_known_of_a_request_is_not_taken_for_another(caller: Caller, kiln: Kiln):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,10 +89,10 @@ def json_numbers() -> Iterator[Body]:
 
 
 def json_strings() -> Iterator[Body]:
-    """Empty, short, and in objects: each is two objects for a while, and three places that point to them."""
+    """Empty and short, each an object and a place that points to it; in objects, two, and three places."""
     for item in (b'""', b'"a"', b'"ab"', '"é"'.encode(), b'{"b64":""}', b'{"b64":"YQ=="}', b"{}", b"null", b"[]"):
         items, count = _listed(item)
-        element_bytes = 360 if item.startswith(b"{") else 160
+        element_bytes = 360 if item.startswith(b"{") else 80
         for form in (b"instances", b"inputs"):
             name = f"{form.decode()} {item.decode()}"
             yield Body(name, "rest-tfs", _tfs(items, form), flat(DataType.BYTES), count, element_bytes)
@@ -234,6 +236,42 @@ def test_memory_of_decoding(body: Body):
         tracemalloc.stop()
     objects = body.elements * body.element_bytes
     assert peak <= 4 * len(body.data) + objects + _CONSTANT_BYTES, (peak / len(body.data), peak / (body.elements or 1))
+
+
+_MEASURE = """
+import sys
+from service.rest import openinference_codec, tfserving_codec
+from service.tensors import DataType, Signature, TensorSpec
+signatures = {"serving_default": Signature("serving_default", (TensorSpec("x", DataType.FP32, None),), ())}
+decode = {
+    "tfs": lambda body: tfserving_codec.decode_predict(body, signatures, 100),
+    "v2": lambda body: openinference_codec.decode_infer(body, None, signatures, 100),
+}[sys.argv[1]]
+head, item, count, tail = (text.encode() for text in sys.argv[2:])
+body = lambda count: head.replace(b"COUNT", b"%d" % count) + b"[" + (item + b",") * (count - 1) + item + b"]" + tail
+decode(body(2**20))
+large = body(int(count))
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+resident = status("VmRSS")
+decode(large)
+print((status("VmHWM") - resident) / len(large))
+"""
+
+
+@pytest.mark.parametrize(
+    ("dialect", "head", "item", "tail"),
+    [
+        ("tfs", '{"instances":', "0", "}"),
+        ("tfs", '{"inputs":{"x":', "[0]", "}}"),
+        ("v2", '{"inputs":[{"name":"x","datatype":"FP32","shape":[COUNT],"data":', "0", "}]}"),
+    ],
+)
+def test_resident_memory_of_many_small_numbers(dialect: str, head: str, item: str, tail: str):
+    """At most four times the body, the array and the parser's own memory included: measured in a process of its own."""
+    command = [sys.executable, "-c", _MEASURE, dialect, head, item, str(2**22), tail]
+    times = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 0 < times <= 4, times
 
 
 def test_nothing_stays_of_what_was_decoded():

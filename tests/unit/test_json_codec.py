@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from service.errors import InvalidArgument
-from service.rest.json_codec import Document, count_lists, dumps, flat_array, jsonable, plain, quote, to_array
+from service.rest.json_codec import Document, count_lists, dumps, flat_array, jsonable, plain, to_array
+from service.rest.json_elements import _TYPES, from_python, quote
 from service.tensors import Array, DataType, TensorSpec
 from tests.signatures import NUMERIC, assert_same, elements_of
 
@@ -166,6 +167,68 @@ def test_lists_and_tokens_too_deep_are_refused_by_the_careful_reader():
     """A NaN sends a body through Python's parser, whose lists have the same bound."""
     with pytest.raises(InvalidArgument, match="nested deeper than 64 levels"):
         read("[" * 70 + "NaN" + "]" * 70)
+
+
+STRINGS = st.text(max_size=3) | st.sampled_from(["é", "\ud800"]) | st.fixed_dictionaries({"b64": st.just("YQ==")})
+
+
+@given(value=st.recursive(STRINGS | st.integers(0, 1), lambda inner: st.lists(inner, max_size=3)))
+def test_strings_in_bulk_are_those_read_one_by_one(value: Any):
+    """Texts, base64, both, lone surrogates, other things among them, ragged or not: the same array or refusal."""
+
+    def outcome(read_it: Any) -> tuple[Any, ...]:
+        try:
+            array = read_it()
+        except InvalidArgument as refused:
+            return (str(refused),)
+        return array.shape, array.ravel().tolist()
+
+    parsed = Document(b'{"v": %s}' % json.dumps(value).encode(), 100).get("v")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_TYPES, "O", frozenset())  # nothing goes without a closer look
+        slow = outcome(lambda: from_python(plain(parsed), spec(DataType.BYTES), exact=False))
+    assert outcome(lambda: to_array(parsed, spec(DataType.BYTES))) == slow
+    assert outcome(lambda: from_python(plain(parsed), spec(DataType.BYTES), exact=False)) == slow
+
+
+LARGE_INTEGERS = [
+    ("16777215", DataType.FP32, True),
+    ("16777216", DataType.FP32, False),
+    ("-16777216", DataType.FP32, False),
+    ("16777216.0", DataType.FP32, True),
+    ("1.6777217e7", DataType.FP32, True),
+    ("18446744073709551615", DataType.FP32, False),
+    ("18446744073709551616", DataType.FP32, True),
+    ("9007199254740991", DataType.FP64, True),
+    ("9007199254740992", DataType.FP64, False),
+    ("9007199254740992.0", DataType.FP64, True),
+    ("60000", DataType.FP16, True),
+    ("16777217", DataType.BF16, True),
+]
+
+
+@pytest.mark.parametrize(("number", "dtype", "taken"), LARGE_INTEGERS)
+@pytest.mark.parametrize("text", ["[[1, %s]]", "[[%s, 2.5]]", "[[NaN, 1], [2.5, %s]]", "[[0.5], [%s]]", "%s"])
+@pytest.mark.parametrize("fill", [0, 10_000])
+def test_integers_that_a_float_rounds_are_refused_if_so_asked(
+    number: str, dtype: DataType, taken: bool, text: str, fill: int
+):
+    """As TensorFlow Serving does; with a point or an exponent, or over 64 bits, they are floats to it."""
+    text = text % number
+    text = text.replace("[[1, ", "[[1, " + "0, " * fill)
+    document = Document(b'{"v": %s}' % text.encode(), 100)
+
+    def read_it(*, exact: bool) -> Array:
+        return to_array(document.get("v"), spec(dtype), document.text, exact=exact)
+
+    assert dtype.numpy.type(float(number)) in read_it(exact=False)
+    if taken:
+        np.testing.assert_array_equal(read_it(exact=True).astype(float), read_it(exact=False).astype(float))
+    else:
+        with pytest.raises(
+            InvalidArgument, match=f"Cannot convert JSON value: {number} to .* without loss of precision"
+        ):
+            read_it(exact=True)
 
 
 # Flat data with a shape

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.bounds import DEFAULT_BOUNDS, Bounds
+from service.bounds import Bounds
 from service.errors import InvalidArgument
-from service.predictor import ModelRef, Prediction
-from service.rest import openinference_codec as rest
+from service.predictor import Decoded, ModelRef, Prediction
+from service.rest.known_headers import KnownHeaders
 from service.rpc import open_inference_codec as rpc
+from service.rpc import tfserving_codec as tfs
 from service.rpc._generated.inference import open_inference_pb2 as pb
+from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs_pb
 from service.rpc.known_requests import KnownRequests
 from service.tensors import DataType, Signature, TensorSpec
 
@@ -32,8 +35,15 @@ def message(value: float = 1.0, dtype: str = "FP32", **keys: Any) -> pb.ModelInf
 def known(request: pb.ModelInferRequest, model: Signature) -> KnownRequests:
     requests = KnownRequests()
     decoded = rpc.decode_infer(request, {model.name: model})
-    requests.add(request.SerializeToString(), request, ModelRef("m"), decoded)
+    remember(requests, request, decoded)
     return requests
+
+
+def remember(requests: KnownRequests, request: pb.ModelInferRequest, decoded: Decoded) -> None:
+    """As the handler does."""
+    if rpc.is_plain(request):
+        encode = partial(rpc.encode_infer, rpc.without_tensor(request))
+        requests.add(request.SerializeToString(), request.raw_input_contents[0], ModelRef("m"), decoded, encode)
 
 
 def test_the_next_message_is_read_without_parsing():
@@ -60,6 +70,28 @@ def test_an_answer_is_the_same_as_the_first_one():
     other = signature("z")
     prediction = Prediction("m", 2, other, {"z": np.ones((1, 3), np.float32)})
     assert found.encode(prediction) == rpc.encode_infer(message(), prediction)
+
+
+def test_a_predict_message_of_tensorflow_serving():
+    """Its answer has the model after the tensor; that its tensor is like another part of it does no harm."""
+    model = Signature("s", (TensorSpec("x", DataType.INT8, (None,)),), (TensorSpec("y", DataType.INT8, (None,)),))
+    request = tfs_pb.PredictRequest(model_spec={"name": "m"})
+    tensor = request.inputs["x"]
+    tensor.dtype = DataType.INT8.number  # type: ignore[assignment]
+    tensor.tensor_shape.dim.add(size=1)
+    tensor.tensor_content = b"\x05"
+    data, requests = request.SerializeToString(), KnownRequests()
+    decoded = tfs.decode_predict(request, {"s": model})
+    requests.add(data, tensor.tensor_content, ModelRef("m"), decoded, partial(tfs.encode_predict, request))
+    found = requests.find(data[:-1] + b"\x07")
+    assert found is not None
+    again = found.decode(data[:-1] + b"\x07", {"s": model})
+    assert again is not None
+    assert (again.inputs["x"].tolist(), again.strict_shapes) == ([7], False)
+    for value in [*b"smy\x00\x01\x02", *range(-128, 128)]:
+        prediction = Prediction("m", 1, model, {"y": np.array([value], np.int8)})
+        assert found.encode(prediction) == tfs.encode_predict(request, prediction)
+    assert found._answers
 
 
 def test_a_model_that_has_changed_is_asked_anew():
@@ -92,7 +124,7 @@ def test_only_so_many_are_kept():
     for index in range(600):
         request = message(model_version=str(10**6 + index) if index < 10 else "1" * (index - 9))
         decoded = rpc.decode_infer(request, {model.name: model})
-        requests.add(request.SerializeToString(), request, ModelRef("m"), decoded)
+        remember(requests, request, decoded)
     assert len(requests._by_size) <= 256
     assert all(len(same) <= 4 for same in requests._by_size.values())
 
@@ -108,41 +140,53 @@ def test_a_rest_header_is_read_once():
     """The second request with it has its own tensor, and all that was asked for."""
     model = signature()
     signatures = {model.name: model}
-    first = rest.decode_infer(*binary(outputs=[{"name": "y", "parameters": {"binary_data": True}}]), signatures, 100)
-    again = rest.decode_infer(
-        *binary(5.0, outputs=[{"name": "y", "parameters": {"binary_data": True}}]), signatures, 100
-    )
+    headers, outputs = KnownHeaders(100), [{"name": "y", "parameters": {"binary_data": True}}]
+    first = headers.decode(*binary(outputs=outputs), signatures)
+    again = headers.decode(*binary(5.0, outputs=outputs), signatures)
     assert again[1] is first[1]
     assert again[0].inputs["x"].tolist() == [[5.0, 5.0, 5.0]]
 
 
 def test_a_rest_header_is_read_again_for_another_body_or_model():
-    """A body of another size is refused as ever, other bounds count, and a new model is looked at."""
+    """A body of another size is refused as ever, and a new model is looked at; another app has its own bounds."""
     model = signature()
     signatures = {model.name: model}
     body, length = binary()
-    rest.decode_infer(body, length, signatures, 100)
+    headers = KnownHeaders(100)
+    headers.decode(body, length, signatures)
     with pytest.raises(InvalidArgument, match="4 bytes follow the last binary input"):
-        rest.decode_infer(body + bytes(4), length, signatures, 100)
+        headers.decode(body + bytes(4), length, signatures)
     with pytest.raises(InvalidArgument, match="max_tensor_elements"):
-        rest.decode_infer(body, length, signatures, 100, bounds=Bounds(max_tensor_elements=2))
+        KnownHeaders(100, bounds=Bounds(max_tensor_elements=2)).decode(body, length, signatures)
     changed = signature(dtype=DataType.INT32)
     with pytest.raises(InvalidArgument, match="expected datatype INT32"):
-        rest.decode_infer(body, length, {changed.name: changed}, 100, bounds=DEFAULT_BOUNDS)
+        headers.decode(body, length, {changed.name: changed})
+
+
+@pytest.mark.parametrize("too_much", [1, 10**6])
+def test_a_known_header_is_no_pass_for_a_length_that_is_wrong(too_much: int):
+    """Also where no tensor follows, so that the header is the whole body."""
+    model = signature()
+    tensor = {"name": "x", "datatype": "FP32", "shape": [0, 3], "parameters": {"binary_data_size": 0}}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    headers = KnownHeaders(100)
+    headers.decode(body, len(body), {model.name: model})
+    with pytest.raises(InvalidArgument, match="not within the body"):
+        headers.decode(body, len(body) + too_much, {model.name: model})
 
 
 def test_a_rest_header_with_an_id_is_not_kept():
     """Each has its own."""
-    model = signature()
+    model, headers = signature(), KnownHeaders(100)
     for request_id in ("a", "b"):
-        _, wanted = rest.decode_infer(*binary(id=request_id), {model.name: model}, 100)
+        _, wanted = headers.decode(*binary(id=request_id), {model.name: model})
         assert wanted.id == request_id
-        assert binary(id=request_id)[0][: binary(id=request_id)[1]] not in rest._known_headers
+        assert not len(headers)
 
 
 def test_only_so_many_rest_headers_are_kept():
     """Callers choose them."""
-    model = signature()
+    model, headers = signature(), KnownHeaders(100)
     for index in range(300):
-        rest.decode_infer(*binary(parameters={"other": index}), {model.name: model}, 100)
-    assert len(rest._known_headers) <= 256
+        headers.decode(*binary(parameters={"other": index}), {model.name: model})
+    assert 0 < len(headers) <= 256
