@@ -47,7 +47,9 @@ def write_model(path: Path, constants: bool) -> None:  # noqa: FBT001 - handed t
 def load_and_unload(path: Path, rounds: int, plan: PlanName) -> Iterator[tuple[int, int]]:
     """Resident MiB while the model is loaded and warm, and after its unload, for each round."""
     for _ in range(rounds):
-        model = LoadedModel(path, RuntimeOptions(PlanningOptions(_MAX_BATCH_ROWS, plan), plan_dir=path.parent / "plans"))
+        model = LoadedModel(
+            path, RuntimeOptions(PlanningOptions(_MAX_BATCH_ROWS, plan), plan_dir=path.parent / "plans")
+        )
         model.warm_up()
         model.plan()
         loaded = resident_bytes()[0] // _MIB

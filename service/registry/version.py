@@ -25,7 +25,7 @@ from service.registry.repository import Source
 from service.registry.room import Room
 from service.runtime.base import signatures_line
 from service.runtime.memory import MemoryUse
-from service.runtime.plan_record import SignatureRecord
+from service.runtime.records import SignatureRecord
 from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.registry")

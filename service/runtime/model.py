@@ -18,10 +18,11 @@ from service.runtime.candidates import Workshop, needs_tensorflow
 from service.runtime.devices import devices_for
 from service.runtime.drawing import Drawer
 from service.runtime.memory import MemoryUse, Meter, release_memory, stored_bytes
-from service.runtime.plan_record import SIGNATURE_PLAN, ModelRecord, PlanCache, SignatureRecord, machine, record_key
+from service.runtime.plan_record import PlanCache, machine, record_key
 from service.runtime.planner import first_inputs
 from service.runtime.planning import Planning, PlanningOptions, Request
 from service.runtime.ranges import outside
+from service.runtime.records import SIGNATURE_PLAN, ModelRecord, SignatureRecord
 from service.runtime.replica import Replica
 from service.runtime.table import Table, build_table, check_table, own_table, quick_record
 from service.runtime.warmup import WARM_UP_FILE, DecodeRecord, replay

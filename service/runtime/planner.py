@@ -14,9 +14,9 @@ from service.runtime.base import Plan, PlanUnavailable, Run
 from service.runtime.drawing import Drawer
 from service.runtime.measuring import UNKNOWN, measure, rows_per_s
 from service.runtime.memory import resident_bytes
-from service.runtime.parity import STRICT, Difference, Tolerance, difference, disagreement, same_labels
-from service.runtime.plan_record import SIGNATURE_PLAN, Chosen, Measured, SignatureRecord
+from service.runtime.parity import STRICT, Tolerance, difference, disagreement, same_labels
 from service.runtime.ranges import proved_ranges
+from service.runtime.records import SIGNATURE_PLAN, Chosen, Difference, Measured, SignatureRecord
 from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.planner")

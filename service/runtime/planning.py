@@ -30,8 +30,9 @@ from service.runtime.devices import load_tensorflow
 from service.runtime.drawing import Drawer
 from service.runtime.openvino import program_name
 from service.runtime.parity import Tolerance
-from service.runtime.plan_record import SIGNATURE_PLAN, ModelRecord, PlanCache, SignatureRecord, usable_cores
+from service.runtime.plan_record import PlanCache, usable_cores
 from service.runtime.planner import Budget, Candidate, PlanOptions, Survey
+from service.runtime.records import SIGNATURE_PLAN, ModelRecord, SignatureRecord
 from service.runtime.savedmodel import SavedModel
 from service.runtime.xla import keep_programs_in
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors

@@ -9,8 +9,8 @@ from service.errors import KilnError
 from service.runtime.base import Plan, PlanUnavailable, Run
 from service.runtime.drawing import Drawer
 from service.runtime.parity import Tolerance, disagreement
-from service.runtime.plan_record import Chosen, SignatureRecord
 from service.runtime.planner import first_inputs
+from service.runtime.records import Chosen, SignatureRecord
 from service.tensors import Signature, Tensors, concatenate, split
 
 

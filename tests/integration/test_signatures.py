@@ -125,7 +125,9 @@ async def served(many: LoadedModel) -> AsyncIterator[Served]:
 @pytest_asyncio.fixture
 async def counter(root: Path) -> AsyncIterator[Served]:
     """The counter, loaded as a stateful model with every plan allowed."""
-    model = LoadedModel(root / "counter", RuntimeOptions(PlanningOptions(MAX_ROWS), stateful=True, plan_dir=root / "plans"))
+    model = LoadedModel(
+        root / "counter", RuntimeOptions(PlanningOptions(MAX_ROWS), stateful=True, plan_dir=root / "plans")
+    )
     choices = model.warm_up()
     assert {name: choice.names for name, choice in choices.items()} == {"serving_default": {1: "signature"}}
     served = Served(model)

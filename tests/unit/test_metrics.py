@@ -16,8 +16,7 @@ from service.errors import Code
 from service.gpus import Gpu
 from service.metrics import Metrics
 from service.registry.lifecycle import State, VersionStatus
-from service.runtime.parity import Difference
-from service.runtime.plan_record import Chosen, SignatureRecord
+from service.runtime.records import Chosen, Difference, SignatureRecord
 
 LIMITS = Limits(8, 64, 1 << 20)
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

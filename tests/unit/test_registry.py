@@ -20,7 +20,7 @@ from service.registry.lifecycle import State, VersionStatus
 from service.registry.registry import Registry
 from service.registry.repository import Kind, Problem, Repository, Source
 from service.registry.version import RegistryOptions
-from service.runtime.plan_record import Chosen, SignatureRecord
+from service.runtime.records import Chosen, SignatureRecord
 from tests.fakes import DOUBLE, FakeModel, rows
 
 
