@@ -118,6 +118,7 @@ class Version:
         self.last_used = time.monotonic()
         self._on_change = on_change
         self._planning: asyncio.Task[None] | None = None
+        self._has_turn = False
 
     def __repr__(self) -> str:
         return f"<Version {self.lifecycle!r}>"
@@ -206,6 +207,7 @@ class Version:
         runner = ThreadRunner(f"kiln-plan-{self.source.model}-{self.source.version}", asyncio.get_running_loop())
         try:
             async with turn:
+                self._has_turn = True
                 start = time.monotonic()
                 _log.info("%s: looking for its fastest plans", self.label)
                 is_changed = await result_of(runner, model.plan)
@@ -278,7 +280,9 @@ class Version:
         is_drained = await self.batcher.stop(max(stop - time.monotonic(), 0.0))
         metrics.forget_version(self.source.model, self.source.version)
         if loader is not None and self._planning is not None:
-            await self._planning  # which was cancelled, but may be putting plans in use
+            if not self._has_turn:
+                self._planning.cancel()
+            await asyncio.wait([self._planning])  # whose child is ended, but it may be putting plans in use
         if loader is not None and is_drained:  # a run that hangs still needs its model
             await result_of(loader, self.model.close)
         self.model = self.batcher = None

@@ -49,15 +49,19 @@ class PlanCache:
         """The record of `key`; None if there is none that can be read."""
         file = self.place(key) / _FILE
         try:
-            return _ADAPTER.validate_json(file.read_bytes())
+            record = _ADAPTER.validate_json(file.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
             _log.warning("%s is not read: %s", file, " ".join(str(error).split())[:300])
             return None
+        if not _is_whole(record):
+            _log.warning("%s is not read: it does not have plans for each signature", file)
+            return None
+        return record
 
     def keep(self, key: str, record: ModelRecord, about: Mapping[str, Any]) -> None:
-        """Write a record, with what it holds for; programs that it does not need go."""
+        """Write a record, with what it holds for."""
         place = self.place(key)
         place.mkdir(parents=True, exist_ok=True)
         document = {**asdict(record), "about": dict(about)}
@@ -69,6 +73,17 @@ class PlanCache:
     def drop(self, key: str) -> None:
         """Forget a record and its programs."""
         shutil.rmtree(self.place(key), ignore_errors=True)
+
+
+def _is_whole(record: ModelRecord) -> bool:
+    """Whether each signature has plans, its own or those of a twin that has."""
+    own = {name for name, plans in record.plans.items() if not plans.twin}
+    cells = (cell for plans in record.plans.values() for cell in (*plans.chosen.values(), *plans.cold.values()))
+    return (
+        record.plans.keys() == record.signatures.keys()
+        and all(plans.chosen and (not plans.twin or plans.twin in own) for plans in record.plans.values())
+        and all(cell.piece_rows > 0 for cell in cells)
+    )
 
 
 def record_key(path: Path, about: Mapping[str, Any]) -> str:
