@@ -14,7 +14,8 @@ _SECONDS_PER_PLAN = 0.3
 _PAUSE_S = 200e-6
 """Before a timed run, as between batches of a server: threads that spin through it show as CPU time."""
 _HOPELESS = 4.0
-"""A plan that is so many times slower than the fastest is timed once."""
+"""A plan that is so many times slower than the fastest is timed twice: one run may have been disturbed."""
+_HOPELESS_RUNS = 2
 _QUANTILE = 0.2
 """What counts of a plan's runs: below the median, for whatever else runs on the machine only ever adds."""
 _APART = 1.5
@@ -46,7 +47,7 @@ def measure(
     stop = time.perf_counter() + seconds_per_plan * len(jobs)
     for number in range(_MOST_ROUNDS * runs):
         for name, job in jobs.items():
-            if not times[name] or not _is_hopeless(name, times):
+            if len(times[name]) < _HOPELESS_RUNS or not _is_hopeless(name, times):
                 times[name].append(_time(job))
         if time.perf_counter() >= stop or (number + 1 >= runs and not _is_disturbed(times)):
             break
