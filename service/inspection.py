@@ -30,7 +30,7 @@ def look_at(settings: Settings, *, tell: Callable[[str], None], plan: bool) -> l
             model = options.load(options.materialize(source), config)
             try:
                 if not _tell(source, model, tell, plan=plan):
-                    failures.append(f"{source.model} v{source.version} could not be planned; --log-level warning tells why")
+                    failures.append(f"{source.model} v{source.version}: not planned; --log-level warning tells why")
             finally:
                 model.close()
         except KilnError as error:

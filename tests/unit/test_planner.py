@@ -258,9 +258,8 @@ def test_nothing_is_begun_once_the_budget_is_spent(machine: Machine, baseline: F
     first, second = FakePlan(machine, "first", 0.009), FakePlan(machine, "second", 0.001)
     record = survey(baseline, offer(first), offer(second), budget=Budget(0.0))
     assert record.names == OWN
-    assert record.left_out == {
-        name: "not measured from 1 rows on: the time for planning is spent" for name in ("first", "second")
-    }
+    told = "not measured from 1 rows on: the time for planning is spent"
+    assert record.left_out == {"first": told, "second": told}
     assert second.batches == []
     late = survey(baseline, offer(first), offer(second), budget=Budget(0.2))
     assert late.names == {1: "second", 2: "second (2 × 1)", 4: "second (4 × 1)"}
