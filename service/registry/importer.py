@@ -307,11 +307,12 @@ def _reason(error: Exception) -> str:
     text = str(error).strip()
     inner = text.rpartition("Exception encountered: ")[2]
     reason = next(iter((inner or text).splitlines()), "")
-    for backend in ("jax", "torch"):
-        if re.search(rf"\b{backend}\b", text, re.IGNORECASE) and backend not in reason:
-            reason += f" (in code for {backend})"
-    if re.search(r"\b(jax|torch)\b", text, re.IGNORECASE):
-        reason += "; Kiln runs layers on TensorFlow: write the layer with keras.ops, which runs on every backend"
+    found = re.search(r"\b(jax|torch)\b", text, re.IGNORECASE)
+    if found is not None:
+        where = "" if found[0] in reason else f" (in code for {found[0]})"
+        reason += (
+            f"{where}; Kiln runs layers on TensorFlow: write the layer with keras.ops, which runs on every backend"
+        )
     return reason
 
 

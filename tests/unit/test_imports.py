@@ -8,7 +8,7 @@ import types
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ SIGNATURE = Signature(
 class FakeServed:
     """What a SavedModel would be: gives the sum of each row three times."""
 
-    signatures = {"serving_default": SIGNATURE}
+    signatures: ClassVar = {"serving_default": SIGNATURE}
     error: KilnError | None = None
     closed = 0
 
@@ -421,5 +421,5 @@ def test_inputs_are_given_as_the_model_has_them(structure: Any, asked: Any):
 
 def test_what_keras_cannot_run_is_told():
     """With the first line of its reason."""
-    with pytest.raises(ModelLoadError, match="^Keras cannot run it: ValueError: no$"):
+    with pytest.raises(ModelLoadError, match=r"^Keras cannot run it: ValueError: no$"):
         reference.answers_of_model(Structured(None, ValueError("no\nstack")), [{"a": np.array(1)}])

@@ -86,19 +86,19 @@ def words() -> Any:
 
 def main(folder: Path) -> None:
     rng = np.random.default_rng(1)
-    answers = {}
+    answers: dict[str, Any] = {}
     for build in (recurrent, convolutional, nested, attention, hard, half, operators, words):
         keras.utils.set_random_seed(3)
         model, name = build(), build.__name__
-        for suffix in ("h5", "keras"):
+        for suffix in ("keras",) if build is words else ("h5", "keras"):  # Keras 2 writes no vocabulary as .h5
             model.save(folder / f"{name}.{suffix}")
         if build in (recurrent, words):
             model.save(folder / name, save_format="tf")
         if build in (operators, words):
             continue
         sizes = [[2, *tensor.shape[1:]] for tensor in model.inputs]
-        inputs = [rng.integers(0, 20, s) if build is recurrent else rng.standard_normal(s) for s in sizes]
-        inputs = [each.astype(np.float32) for each in inputs]
+        draws = [rng.integers(0, 20, s).astype(float) if build is recurrent else rng.standard_normal(s) for s in sizes]
+        inputs = [each.astype(np.float32) for each in draws]
         answers |= {f"{name} {tensor.name}": each for tensor, each in zip(model.inputs, inputs, strict=True)}
         answers[name] = model.predict(inputs, verbose=0)
     np.savez(folder / "answers.npz", **answers)
