@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,8 @@ def _plain_layer(value: dict[str, Any]) -> Any:
     if name in _GONE:
         raise ModelLoadError(f"{_who(value)} is refused: Keras 3 has no such layer; {_ADVICE}")
     changed = {**value, "config": _plain_arguments(value, name, config)}
+    if name == "MultiHeadAttention":
+        changed.pop("build_config", None)  # of one input; Keras 3 asks for two, and sees them when it is called
     if name in _NESTED and "module" in value:
         changed["module"] = "keras" if name == "Sequential" else "keras.src.models.functional"
         changed["class_name"] = "Sequential" if name == "Sequential" else "Functional"
@@ -224,8 +226,24 @@ def _nested_models(config: Any) -> set[str]:
 
 def _shift_nodes(value: dict[str, Any], nested: set[str]) -> dict[str, Any]:
     """Count the calls of a nested model from 0: in Keras 2 the first one is its own making."""
+    for name in _tensors_by_name(value.get("inbound_nodes")):
+        raise ModelLoadError(
+            f"{_who(value)} is refused: Keras 3 cannot read from a file of Keras 2 that {name!r} is a tensor; {_ADVICE}"
+        )
     keys = ("inbound_nodes", "input_layers", "output_layers")
     return {key: _shifted(item, nested) if key in keys else item for key, item in value.items()}
+
+
+def _tensors_by_name(nodes: Any) -> Iterator[str]:
+    """Arguments that a layer is given tensors for by name: such a call is ``[layer, node, tensor, arguments]``."""
+    if not isinstance(nodes, list):
+        return
+    if len(nodes) == 4 and isinstance(nodes[0], str) and isinstance(nodes[3], dict):
+        for name, given in nodes[3].items():
+            if isinstance(given, list) and [type(item) for item in given[:3]] == [str, int, int]:
+                yield name
+    for node in nodes:
+        yield from _tensors_by_name(node)
 
 
 def _shifted(value: Any, nested: set[str]) -> Any:

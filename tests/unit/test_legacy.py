@@ -62,12 +62,12 @@ def test_hard_sigmoid_keeps_its_meaning():
 def test_calls_of_a_nested_model_count_from_0():
     """In Keras 2 the first is its own making; other layers count from 0 already."""
     inner = {"class_name": "Sequential", "config": {"name": "inner"}, "name": "inner"}
-    calls = [[["inner", 1, 0, {}]], [["inner", 2, 0, {"mask": ["inner", 1, 0]}], ["dense", 1, 0, {}]]]
+    calls = [[["inner", 1, 0, {}]], [["inner", 2, 0, {"axis": [1, 2]}], ["dense", 1, 0, {}]]]
     old = {"layers": [inner, {"inbound_nodes": calls}], "output_layers": [["inner", 1, 0], ["dense", 1, 0]]}
     new = translate(old)
     assert new["layers"][1]["inbound_nodes"] == [
         [["inner", 0, 0, {}]],
-        [["inner", 1, 0, {"mask": ["inner", 0, 0]}], ["dense", 1, 0, {}]],
+        [["inner", 1, 0, {"axis": [1, 2]}], ["dense", 1, 0, {}]],
     ]
     assert new["output_layers"] == [["inner", 0, 0], ["dense", 1, 0]]
 
@@ -78,6 +78,10 @@ def test_calls_of_a_nested_model_count_from_0():
         (layer("LSTM", time_major=True), "layer 'l' (LSTM) is refused: Keras 3 has no time_major=True; export it with"),
         (layer("TFOpLambda", function="math.add"), "layer 'l' (TFOpLambda) is refused: it calls tf.math.add, which"),
         (layer("InstanceMethod"), "layer 'l' (InstanceMethod) is refused: it calls an operation, which Keras 3"),
+        (
+            {**layer("MultiHeadAttention"), "inbound_nodes": [[["x", 0, 0, {"value": ["y", 0, 0]}]]]},
+            "layer 'l' (MultiHeadAttention) is refused: Keras 3 cannot read from a file of Keras 2 that 'value' is a",
+        ),
         ({"class_name": "ThresholdedReLU", "config": {}}, "a layer (ThresholdedReLU) is refused: Keras 3 has no such"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Saves a model of Keras's JAX backend, and what it predicts for seeded inputs: ``FOLDER``."""
+"""Saves a model of another backend of Keras, and what it predicts for seeded inputs: ``FOLDER BACKEND``."""
 
 import sys
 from pathlib import Path
