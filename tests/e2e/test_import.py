@@ -85,9 +85,9 @@ def test_what_is_imported_is_served(tmp_path: Path, cache: Path, start: Start, d
     status, answer = server.predict({"instances": digits.images[:4].tolist()}, "read")
     assert status == 200
     np.testing.assert_allclose(answer["predictions"], digits.probabilities[:4], 1e-4, 1e-5)
-    asked_classes = {"inputs": [{"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32"}]}
-    asked_classes["inputs"][0]["data"] = digits.images[:1].reshape(-1).tolist()
-    asked_classes["outputs"] = [{"name": "output_0", "parameters": {"classification": 1}}]
+    image = {"name": "image", "shape": [1, 8, 8, 1], "datatype": "FP32", "data": digits.images[:1].reshape(-1).tolist()}
+    classes = {"name": "output_0", "parameters": {"classification": 1}}
+    asked_classes = {"inputs": [image], "outputs": [classes]}
     best = json.loads(server.request("POST", "/v2/models/read/infer", json.dumps(asked_classes).encode())[1])
     assert best["outputs"][0]["data"][0].endswith(f":digit {digits.probabilities[0].argmax()}")
 

@@ -20,7 +20,6 @@ from service.errors import Internal, InvalidArgument, KilnError, ModelLoadError
 from service.registry import imports, reference, training
 from service.registry.imports import ImportOptions, import_trained
 from service.registry.repository import scan
-from service.registry.scan import scan_file
 from service.tensors import DataType, Signature, Tensors, TensorSpec
 
 SIGNATURE = Signature(
@@ -125,6 +124,21 @@ def test_imports_at_once_get_numbers_of_their_own(trained: Path, models: Path):
     assert sorted(found) == list(range(1, 17))
     assert all((models / "cat" / str(number) / "model.keras").is_file() for number in found)
     assert not list(models.rglob(".import-*"))
+
+
+def test_a_number_that_a_rival_takes_is_left_to_it(trained: Path, models: Path, monkeypatch: pytest.MonkeyPatch):
+    """A version that appears at the last moment stays, and ours is the next one."""
+    rename = Path.rename
+
+    def overtaken(self: Path, target: Path) -> Path:
+        if target.name == "1":
+            target.mkdir()
+            (target / "model.keras").write_bytes(b"rival")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    assert import_trained(trained, models, OPTIONS).version == 2
+    assert (models / "cat/1/model.keras").read_bytes() == b"rival"
 
 
 @pytest.mark.parametrize("off", [2e-5, 1.0, np.nan])
@@ -266,7 +280,10 @@ class FakeKerasModel:
     """Saves itself as `content`; exports a SavedModel; answers as `FakeServed` does."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.error, self.export_error, self.weights, self.asked = error, None, 0, []
+        self.error = error
+        self.export_error: Exception | None = None
+        self.weights = 0
+        self.asked: list[int] = []
 
     def save(self, path: Path) -> None:
         if self.error:
@@ -304,9 +321,8 @@ def test_export_from_python(models: Path, plain: None):
     assert service.export(FakeKerasModel(), str(models / "net"), labels=models / "net/1/labels.txt").version == 2
 
 
-def test_export_of_what_is_the_models_own(models: Path, monkeypatch: pytest.MonkeyPatch):
+def test_export_of_what_is_the_models_own(models: Path):
     """Classes that no scan lets pass, and what cannot be saved, make a SavedModel; named modules a .keras file."""
-    assert training.scan_file is scan_file
     done = service.export(FakeKerasModel(), models / "net")  # b"keras" is no archive
     assert (done.path / "saved_model.pb").is_file()
     assert done.difference == 0
