@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,24 +226,36 @@ def _nested_models(config: Any) -> set[str]:
 
 def _shift_nodes(value: dict[str, Any], nested: set[str]) -> dict[str, Any]:
     """Count the calls of a nested model from 0: in Keras 2 the first one is its own making."""
-    for name in _tensors_by_name(value.get("inbound_nodes")):
-        raise ModelLoadError(
-            f"{_who(value)} is refused: Keras 3 cannot read from a file of Keras 2 that {name!r} is a tensor; {_ADVICE}"
-        )
     keys = ("inbound_nodes", "input_layers", "output_layers")
-    return {key: _shifted(item, nested) if key in keys else item for key, item in value.items()}
+    changed = {key: _shifted(item, nested) if key in keys else item for key, item in value.items()}
+    if isinstance(nodes := changed.get("inbound_nodes"), list):
+        changed["inbound_nodes"] = [_plain_call(node) for node in nodes]
+    return changed
 
 
-def _tensors_by_name(nodes: Any) -> Iterator[str]:
-    """Arguments that a layer is given tensors for by name: such a call is ``[layer, node, tensor, arguments]``."""
-    if not isinstance(nodes, list):
-        return
-    if len(nodes) == 4 and isinstance(nodes[0], str) and isinstance(nodes[3], dict):
-        for name, given in nodes[3].items():
-            if isinstance(given, list) and [type(item) for item in given[:3]] == [str, int, int]:
-                yield name
-    for node in nodes:
-        yield from _tensors_by_name(node)
+def _plain_call(node: Any) -> Any:
+    """A call in Keras 3's own form where tensors are given by name, which it does not see in the old one.
+
+    The old form is a list of ``[layer, node, tensor, arguments]``, of which the first has all arguments.
+    """
+    if not isinstance(node, list) or not all(_is_tensor(each) for each in node):
+        return node
+    named = {name: given for each in node if len(each) > 3 for name, given in each[3].items()}
+    if not any(_is_tensor(given) for given in named.values()):
+        return node
+    tensors = [_tensor(each) for each in node]
+    kwargs = {name: _tensor(given) if _is_tensor(given) else given for name, given in named.items()}
+    return {"args": tensors if len(tensors) == 1 else [tensors], "kwargs": kwargs}
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, list) and [type(item) for item in value[:3]] == [str, int, int]
+
+
+def _tensor(reference: list[Any]) -> dict[str, Any]:
+    """Keras 3 looks at the reference alone: the tensor itself comes from the layer that gives it."""
+    config = {"shape": [1], "dtype": "float32", "keras_history": reference[:3]}
+    return {"class_name": "__keras_tensor__", "config": config}
 
 
 def _shifted(value: Any, nested: set[str]) -> Any:
