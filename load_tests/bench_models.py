@@ -1,4 +1,4 @@
-"""The bench's models: `digits` as it is, and two made here, seeded and untrained.
+"""The bench's models: version 1 of `digits` as it is, and two made here, seeded and untrained.
 
 ``python -m load_tests.bench_models FOLDER`` writes them as ``FOLDER/<name>/1/model.keras``.
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DIGITS = Path(__file__).parents[1] / "models" / "digits"
+DIGITS = Path(__file__).parents[1] / "models" / "digits" / "1"
 _FIVE_MS_LAYERS = 8
 """Layers of `five_ms`: about 5 ms a row on one core of the machine in README.md's table."""
 
@@ -41,7 +41,7 @@ def write(folder: Path) -> None:
         target = folder / build.__name__ / "1"
         target.mkdir(parents=True)
         build(keras).save(target / "model.keras")
-    shutil.copytree(DIGITS, folder / "digits")
+    shutil.copytree(DIGITS, folder / "digits" / "1")
 
 
 if __name__ == "__main__":
