@@ -40,6 +40,8 @@ INK = 0.3
 """From where on a pixel counts as drawn: a share of the image's contrast."""
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 """What the files begin with."""
+PNG_HEADER_BYTES = 24
+"""Up to width and height, the last eight of them."""
 MAX_PIXELS = 2**24
 COPIES = 8
 EPOCHS = 30
@@ -128,33 +130,37 @@ def _decode(file: Any) -> Any:
 
     is_png = tf.equal(tf.strings.substr(file, 0, len(PNG)), PNG)
     is_jpeg = tf.equal(tf.strings.substr(file, 0, len(JPEG)), JPEG)
-    _refuse_unless(is_png | is_jpeg, "the image is neither a PNG nor a JPEG file")
-    _refuse_unless(is_jpeg | (tf.strings.length(file) >= 24), "the PNG file is cut off")
+    is_whole = is_jpeg | (tf.strings.length(file) >= PNG_HEADER_BYTES)
+    file = _if_met(is_png | is_jpeg, "the image is neither a PNG nor a JPEG file", file)
+    file = _if_met(is_whole, "the PNG file is cut off", file)
 
     def png() -> Any:
-        size = tf.io.decode_raw(tf.strings.substr(file, 16, 8), tf.int32, little_endian=False)
-        _check_size(size)
-        return tf.io.decode_png(file, channels=4)
+        size = tf.io.decode_raw(tf.strings.substr(file, PNG_HEADER_BYTES - 8, 8), tf.int32, little_endian=False)
+        return tf.io.decode_png(_of_fair_size(size, file), channels=4)
 
     def jpeg() -> Any:
-        _check_size(tf.io.extract_jpeg_shape(file)[:2])
-        colours = tf.io.decode_jpeg(file, channels=3)
+        size = tf.io.extract_jpeg_shape(file)[:2]
+        colours = tf.io.decode_jpeg(_of_fair_size(size, file), channels=3)
         return tf.concat([colours, tf.fill([*tf.unstack(tf.shape(colours)[:2]), 1], tf.constant(255, tf.uint8))], 2)
 
     return tf.cond(is_png, png, jpeg)
 
 
-def _check_size(size: Any) -> None:
+def _of_fair_size(size: Any, file: Any) -> Any:
+    """`file`, whose image has `size`, (2,) int32; refused if that are too many pixels, or none."""
     import tensorflow as tf
 
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-    _refuse_unless((pixels > 0) & (pixels <= MAX_PIXELS), f"the image has more than {MAX_PIXELS} pixels, or none")
+    is_fair = tf.reduce_all(size > 0) & (pixels <= MAX_PIXELS)
+    return _if_met(is_fair, f"the image has more than {MAX_PIXELS} pixels, or none", file)
 
 
-def _refuse_unless(condition: Any, reason: str) -> None:
+def _if_met(condition: Any, reason: str, value: Any) -> Any:
+    """`value`, which nothing can use before the condition is known to hold; else the request fails for the reason."""
     import tensorflow as tf
 
-    tf.debugging.Assert(condition, [reason])
+    with tf.control_dependencies([tf.debugging.Assert(condition, [reason])]):
+        return tf.identity(value)
 
 
 def _cut_out(ink: Any) -> Any:
@@ -210,17 +216,15 @@ def export(model: keras.Model, folder: Path, warm_up: Files) -> None:
 
     `warm_up` are files that a server runs before its first request, and measures its plans with.
     """
+    import keras
     import tensorflow as tf
 
-    module = tf.Module()
-    module.network = model
-
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image")])
-    def serve(image: Any) -> dict[str, Any]:
-        return {"probabilities": module.network(read_all(image), training=False)}
-
+    archive = keras.export.ExportArchive()  # tf.saved_model.save leaves Keras's variables where few loaders find them
+    archive.track(model)
+    files = [tf.TensorSpec((None,), tf.string, "image")]
+    archive.add_endpoint("serving_default", lambda image: {"probabilities": model(read_all(image))}, files)
     shutil.rmtree(folder, ignore_errors=True)
-    tf.saved_model.save(module, str(folder), signatures=serve)
+    archive.write_out(str(folder), verbose=False)
     target = folder / "assets.extra" / "tf_serving_warmup_requests"
     target.parent.mkdir()
     with tf.io.TFRecordWriter(str(target)) as writer:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from service.errors import Internal, InvalidArgument, KilnError, ModelLoadError
 from service.runtime.devices import available_devices, choose_devices, load_tensorflow
 from service.runtime.graph import Graph
@@ -102,6 +104,8 @@ class SignaturePlan:
         self.name = name
         self._inputs = [spec.name for spec in signature.inputs]
         self._outputs = [spec.name for spec in signature.outputs]
+        self._scalars = {spec.name: spec.dtype.numpy for spec in signature.outputs if not spec.shape}
+        """Outputs that are, or may be, scalars: the session gives them bare, a string as `bytes`."""
         self._call = call
 
     def bucket_rows(self, rows: int) -> int:
@@ -113,7 +117,10 @@ class SignaturePlan:
             outputs = self._call(*[inputs[name] for name in self._inputs])
         except Exception as error:
             raise _translate(error) from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        named = dict(zip(self._outputs, outputs, strict=True))
+        for name, dtype in self._scalars.items():
+            named[name] = np.asarray(named[name], dtype)
+        return named
 
     def close(self) -> None:
         """Let go of the session, which belongs to the `SavedModel`; a run is `Internal` from now on."""
