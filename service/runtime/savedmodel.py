@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from service.errors import Internal, InvalidArgument, KilnError, ModelLoadError
 from service.runtime.base import PlanUnavailable, Run
 from service.runtime.devices import available_devices, choose_devices, load_tensorflow
@@ -145,6 +147,8 @@ class SessionPlan:
         self.name = name
         self._inputs = [spec.name for spec in signature.inputs]
         self._outputs = [spec.name for spec in signature.outputs]
+        self._scalars = {spec.name: spec.dtype.numpy for spec in signature.outputs if not spec.shape}
+        """Outputs that are, or may be, scalars: the session gives them bare, a string as `bytes`."""
         self._call = call
 
     def prepare(self, rows: int) -> Run:  # noqa: ARG002 - the same for all
@@ -156,7 +160,10 @@ class SessionPlan:
             outputs = self._call(*[inputs[name] for name in self._inputs])
         except Exception as error:
             raise _translate(error) from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        named = dict(zip(self._outputs, outputs, strict=True))
+        for name, dtype in self._scalars.items():
+            named[name] = np.asarray(named[name], dtype)
+        return named
 
     def close(self) -> None:
         """Let go of the session, which belongs to the `SavedModel`; a run is `Internal` from now on."""
