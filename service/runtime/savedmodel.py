@@ -22,6 +22,7 @@ from service.runtime.frozen import LARGEST_BYTES, add_frozen, freeze
 from service.runtime.graph import Graph
 from service.runtime.graph_scan import check_saved_model
 from service.runtime.memory import large_blocks_apart, stored_bytes
+from service.runtime.variables import fill_empty
 from service.runtime.xla import LARGEST_BYTES as LARGEST_XLA_BYTES
 from service.runtime.xla import XlaPlan
 from service.tensors import BY_TENSORFLOW_NUMBER, Array, Signature, Tensors, TensorSpec
@@ -72,6 +73,7 @@ class SavedModel:
             with graph.as_default(), tf.device(f"/device:{self.device}"), large_blocks_apart():
                 meta = tf.compat.v1.saved_model.load(self._session, [_SERVE_TAG], str(path), clear_devices=True)
             self.signatures, self._tensor_names, self.left_out = _read_signatures(meta)
+            fill_empty(self._session, path, {name for _, fetches in self._tensor_names.values() for name in fetches})
         except KilnError:
             self.close()
             raise
