@@ -39,7 +39,7 @@ def test_a_keras_3_model_that_tensorflow_saved_answers(saved: tuple[Path, Any]) 
 def test_a_variable_without_any_value_fails_the_load(saved: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason names the variable; the version is never READY."""
     monkeypatch.setattr(variables, "_values", lambda tf, path: {})
-    with pytest.raises(ModelLoadError, match="its variable '.*' has no value"):
+    with pytest.raises(ModelLoadError, match=r"its variable '.*' has no value"):
         SavedModel(saved[0])
 
 
@@ -53,5 +53,5 @@ def test_what_tensorflow_2_cannot_load_either_fails_the_load(
         raise ValueError("no such node\nand more")
 
     monkeypatch.setattr(tf.saved_model, "load", fails)
-    with pytest.raises(ModelLoadError, match="TensorFlow 2 cannot load it: no such node$"):
+    with pytest.raises(ModelLoadError, match=r"TensorFlow 2 cannot load it: no such node$"):
         SavedModel(saved[0])
