@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from service.errors import Internal, InvalidArgument, KilnError, ModelLoadError
-from service.runtime.base import PlanUnavailable, Run
+from service.runtime.base import Plan, PlanUnavailable, Run
 from service.runtime.devices import available_devices, choose_devices, load_tensorflow
 from service.runtime.frozen import LARGEST_BYTES, add_frozen, freeze
 from service.runtime.graph import Graph
 from service.runtime.graph_scan import check_saved_model
 from service.runtime.memory import large_blocks_apart, stored_bytes
+from service.runtime.split import SplitPlan
 from service.runtime.variables import fill_empty
 from service.runtime.xla import LARGEST_BYTES as LARGEST_XLA_BYTES
-from service.runtime.xla import XlaPlan
-from service.tensors import BY_TENSORFLOW_NUMBER, Array, Signature, Tensors, TensorSpec
+from service.runtime.xla import Call, XlaPlan, XlaSession
+from service.tensors import BY_TENSORFLOW_NUMBER, Array, DataType, Signature, Tensors, TensorSpec
 
 _log = logging.getLogger("kiln.runtime")
 _SERVE_TAG = "serve"
@@ -105,13 +106,22 @@ class SavedModel:
         call = self._callable(feeds, [new[name] for name in fetches], pooled=pooled)
         return SessionPlan("frozen" + "-pool" * pooled, signature, call)
 
-    def xla(self, signature: Signature) -> XlaPlan:
-        """The signature compiled by XLA, in a session of its own.
+    def xla(self, signature: Signature) -> Plan:
+        """The signature compiled by XLA, in a session of its own; with strings, what lies behind them.
 
         Raises:
             PlanUnavailable: it has something that XLA cannot compile.
         """
-        return XlaPlan(self._freeze(signature, LARGEST_XLA_BYTES), signature, self.device, _session_run)
+        frozen = self._freeze(signature, LARGEST_XLA_BYTES)
+        session = XlaSession(self.device, _callable)
+        if not any(spec.dtype is DataType.BYTES for spec in (*signature.inputs, *signature.outputs)):
+            return XlaPlan(frozen, signature, session)
+        return SplitPlan(frozen, signature, session, self._add_host, self.plan(signature).run)
+
+    def _add_host(self, graph_def: Any, feeds: list[str], fetches: list[str], targets: list[str]) -> Call:
+        """A graph with the same inputs and tables, added to this session."""
+        new = add_frozen(self._session, fetches, graph_def, targets)
+        return _callable(self._session, feeds, [new[n] for n in fetches], targets=[new[n] for n in targets])
 
     def operations(self, signature: Signature) -> set[str]:
         """Names of all operations that a run of `signature` may touch."""
@@ -172,11 +182,6 @@ class SessionPlan:
         self._call = _closed
 
 
-def _session_run(session: Any, feeds: list[str], fetches: list[str], signature: Signature) -> Run:
-    """What runs `signature` by a callable of `session`."""
-    return SessionPlan("", signature, _callable(session, feeds, fetches, pooled=False)).run
-
-
 def _dismantle(graph: Any) -> bool:
     """Cut a graph, which holds all its constants, into parts that no longer refer to each other.
 
@@ -197,7 +202,7 @@ def _closed(*_: Array) -> list[Array]:
 
 
 def _callable(
-    session: Any, feeds: Sequence[str], fetches: Sequence[str], *, pooled: bool
+    session: Any, feeds: Sequence[str], fetches: Sequence[str], *, pooled: bool = False, targets: Sequence[str] = ()
 ) -> Callable[..., list[Array]]:
     """A function from feed arrays to fetched arrays.
 
@@ -206,10 +211,12 @@ def _callable(
     """
     direct = getattr(session, "_make_callable_from_options", None)
     if direct is None:
-        return session.make_callable(list(fetches), feed_list=list(feeds))  # type: ignore[no-any-return]
+        operations = [session.graph.get_operation_by_name(name) for name in targets]
+        call = session.make_callable([list(fetches), operations], feed_list=list(feeds))
+        return lambda *arrays: call(*arrays)[0]  # type: ignore[no-any-return]
     from tensorflow.core.protobuf import config_pb2
 
-    options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+    options = config_pb2.CallableOptions(feed=feeds, fetch=fetches, target=targets)
     options.run_options.inter_op_thread_pool = 0 if pooled else _CALLING_THREAD
     return direct(options)  # type: ignore[no-any-return]
 
