@@ -121,6 +121,9 @@ class SavedModel:
     def _add_host(self, graph_def: Any, feeds: list[str], fetches: list[str], targets: list[str]) -> Call:
         """A graph with the same inputs and tables, added to this session."""
         new = add_frozen(self._session, fetches, graph_def, targets)
+        with self._session.graph.as_default():  # what is fed cannot be fetched
+            copies = {name: load_tensorflow().identity(self._session.graph.get_tensor_by_name(name)) for name in feeds}
+        new |= {name: copy.name for name, copy in copies.items() if name in fetches}
         return _callable(self._session, feeds, [new[n] for n in fetches], targets=[new[n] for n in targets])
 
     def operations(self, signature: Signature) -> set[str]:
@@ -213,7 +216,7 @@ def _callable(
     if direct is None:
         operations = [session.graph.get_operation_by_name(name) for name in targets]
         call = session.make_callable([list(fetches), operations], feed_list=list(feeds))
-        return lambda *arrays: call(*arrays)[0]  # type: ignore[no-any-return]
+        return lambda *arrays: call(*arrays)[0]
     from tensorflow.core.protobuf import config_pb2
 
     options = config_pb2.CallableOptions(feed=feeds, fetch=fetches, target=targets)

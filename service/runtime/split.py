@@ -89,9 +89,13 @@ def cut(graph_def: Any, outputs: Iterable[str], refused: Collection[str] = (), u
     graph = tf.Graph()
     with graph.as_default():
         tf.graph_util.import_graph_def(graph_def, name="")
-    host = _with_ancestors(
-        op for op in graph.get_operations() if op.type in refused or op.name in unsteady or _is_host(tf, op)
+    host: set[Any] = set()
+    _add_with_ancestors(
+        host, (op for op in graph.get_operations() if op.type in refused or _is_host(tf, op) or _is_near(op, unsteady))
     )
+    for op in graph.get_operations():  # in an order in which what comes before is before
+        if any(t.op in host and t.dtype.base_dtype == tf.variant for t in op.inputs):
+            _add_with_ancestors(host, [op])
     wanted = [graph.get_tensor_by_name(name) for name in dict.fromkeys(outputs)]
     inner = [tensor for tensor in wanted if tensor.op not in host]
     behind = _behind(inner, host)
@@ -222,15 +226,18 @@ def _is_host(tf: Any, op: Any) -> bool:
     )
 
 
-def _with_ancestors(operations: Iterable[Any]) -> set[Any]:
-    found = set()
+def _is_near(op: Any, unsteady: Collection[str]) -> bool:
+    """Whether an operation is unsteady, or is given what is."""
+    return any(each.name in unsteady for each in (op, *(tensor.op for tensor in op.inputs)))
+
+
+def _add_with_ancestors(found: set[Any], operations: Iterable[Any]) -> None:
     todo = list(operations)
     while todo:
         op = todo.pop()
         if op not in found:
             found.add(op)
             todo += [t.op for t in op.inputs] + list(op.control_inputs)
-    return found
 
 
 def _behind(outputs: Iterable[Any], host: Collection[Any]) -> set[Any]:
