@@ -1,4 +1,4 @@
-"""The benches' models: `digits` as it is, and others made here, seeded and untrained.
+"""The benches' models: version 1 of `digits` as it is, and others made here, seeded and untrained.
 
 ``python -m load_tests.bench_models FOLDER [NAME …]`` writes them as ``FOLDER/<name>/1/model.keras``.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-DIGITS = Path(__file__).parents[1] / "models" / "digits"
+DIGITS = Path(__file__).parents[1] / "models" / "digits" / "1"
 _FIVE_MS_LAYERS = 8
 """Layers of `five_ms`: about 5 ms a row on one core of the machine in README.md's table."""
 
@@ -111,7 +111,7 @@ def write(folder: Path, builders: Iterable[Callable[[Any], Any]] = SERVED, *, di
         target.mkdir(parents=True)
         build(keras).save(target / "model.keras")
     if digits:
-        shutil.copytree(DIGITS, folder / "digits")
+        shutil.copytree(DIGITS, folder / "digits" / "1")
 
 
 if __name__ == "__main__":

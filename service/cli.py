@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service import __version__
@@ -24,13 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     status.add_argument("--url", default="http://localhost:8501", help="its REST address (default: %(default)s)")
     inspect = commands.add_parser("inspect", help="tell signatures and the plans that run them here", add_help=False)
     plan = commands.add_parser("plan", help="find out a model's plans ahead of time, and keep them", add_help=False)
+    importing = commands.add_parser("import", help="make a trained model the next version of a served one")
+    _add_import(importing)
     args = list(sys.argv[1:] if argv is None else argv)
     with_settings = {"serve": (serve, _serve), "inspect": (inspect, _inspect), "plan": (plan, _plan)}
     if args[:1] and args[0] in with_settings:
         command, run = with_settings[args[0]]
         _add_settings(command)
         return run(vars(command.parse_args(args[1:])))
-    return _status(parser.parse_args(args).url)  # help and errors leave from within
+    given = parser.parse_args(args)  # help and errors leave from within
+    return _import(given) if given.command == "import" else _status(given.url)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +66,55 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             metavar = "{" + ",".join(choices) + "}" if choices else flag.rsplit("-", 1)[-1].upper()
             action = "append" if isinstance(field.default, tuple) else "store"
             parser.add_argument(flag, dest=name, action=action, metavar=metavar, **options)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    unset = argparse.SUPPRESS
+    parser.add_argument("trained", metavar="TRAINED", help=".keras or .h5 file, or SavedModel folder")
+    parser.add_argument("--name", help="name of the model (default: that of the file)")
+    parser.add_argument("--labels", metavar="FILE", help="names of the classes, one per line; kept as labels.txt")
+    parser.add_argument("--models", default=unset, help="folder of models (default: models; env KILN_MODELS)")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        metavar="MODULE",
+        default=unset,
+        help="trusted Python module that registers Keras classes; repeatable (env KILN_IMPORTS)",
+    )
+    parser.add_argument("--cache-dir", metavar="DIR", default=unset, help="as with serve (env KILN_CACHE_DIR)")
+    parser.add_argument(
+        "--import-timeout-s",
+        metavar="S",
+        default=unset,
+        help="time to convert the file in seconds (default: 600; env KILN_IMPORT_TIMEOUT_S)",
+    )
+
+
+def _import(given: argparse.Namespace) -> int:
+    from service.settings import ENV_PREFIX, SettingsError, load_settings
+
+    flags = {key: getattr(given, key) for key in ("models", "imports", "cache_dir", "import_timeout_s") if key in given}
+    if f"{ENV_PREFIX}MODELS" not in os.environ:
+        flags.setdefault("models", "models")
+    try:
+        settings = load_settings(flags)
+    except SettingsError as error:
+        print(f"kiln import: {error}", file=sys.stderr)
+        return 2
+    from service import logs
+    from service.errors import KilnError
+    from service.registry.imports import ImportOptions, import_trained
+
+    logs.configure("warning", settings.log_format)
+    options = ImportOptions(settings.cache_dir, settings.import_timeout_s, settings.imports, settings.rest_port)
+    labels = None if given.labels is None else Path(given.labels)
+    try:
+        print(import_trained(Path(given.trained), Path(settings.models), options, name=given.name, labels=labels))
+    except (KilnError, OSError) as error:
+        print(f"kiln import: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _status(url: str) -> int:

@@ -1,147 +1,143 @@
-"""Train the example model: a small CNN that reads 8×8 handwritten digits.
+"""Train the example model: a CNN that reads 8×8 handwritten digits.
 
-Writes `1/model.keras` (the served version, without optimizer state) and `example.json` (a request body with
-one held-out digit) next to this script.
+Data: scikit-learn's digits, 1437 for training and 360 held out (see `real_digits`). Version 2, the
+default, is wider than version 1 and sees shifted, turned and scaled copies of the training rows; its
+settings were chosen by a validation part of the training rows. Writes `<version>/model.keras` (without
+optimizer state) and `example.json` (a request with one held-out digit) beside this script.
 """
 
-import json
+from __future__ import annotations
+
+import argparse
 import os
+import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+import real_digits as data
+
+if TYPE_CHECKING:
+    import keras
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read once, when TensorFlow is first imported
 
-import keras
-import numpy as np
-from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-
-SEED = 7
-TEST_SHARE = 0.2
-EPOCHS = 40
+FOLDER = Path(__file__).resolve().parent
+METRIC = "accuracy"
+GOAL = 0.985
 BATCH_ROWS = 32
 LEARNING_RATE = 2e-3
-DROPOUT = 0.4
-MIN_TEST_ACCURACY = 0.97
-MIN_EXAMPLE_PROBABILITY = 0.99
-MAX_PIXEL = 16
-
-Images = NDArray[np.float32]
-Labels = NDArray[np.int64]
-Probabilities = NDArray[np.float32]
+SHIFT, TURN, SCALE = 0.125, 0.04, 0.1
+"""How far training rows are moved (of their size: one pixel), turned (of a circle: 14°) and scaled."""
 
 
-class Split(NamedTuple):
-    """One part of the data: `images` (rows, 8, 8, 1), raw values 0..16, and `labels` (rows,), values 0..9."""
+class Recipe(NamedTuple):
+    """What tells one version from another: filters of the convolutions before and after the pooling, and training."""
 
-    images: Images
-    labels: Labels
-
-
-def load_splits() -> tuple[Split, Split]:
-    """Return the training rows and the held-out rows, with every class in the same proportion in both."""
-    digits = load_digits()
-    images = digits.images.astype(np.float32)[..., np.newaxis]
-    labels = digits.target.astype(np.int64)
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        images, labels, test_size=TEST_SHARE, stratify=labels, random_state=SEED
-    )
-    return Split(train_images, train_labels), Split(test_images, test_labels)
+    filters: tuple[tuple[int, ...], tuple[int, ...]]
+    dropout: float
+    epochs: int
+    goal: float
+    augmented: bool
 
 
-def build_model() -> keras.Model:
+RECIPES = {
+    1: Recipe(((16,), (16,)), 0.4, 40, 0.97, augmented=False),
+    2: Recipe(((32, 32), (64, 64)), 0.5, 90, GOAL, augmented=True),
+}
+
+
+def held_out() -> tuple[dict[str, NDArray[np.float32]], data.Labels]:
+    """Return the held-out rows, ``{"image": (360, 8, 8, 1)}``, and their digits (360,)."""
+    _, test = data.load_splits()
+    return {"image": test.images}, test.labels
+
+
+def score(outputs: dict[str, NDArray[np.float32]], truth: data.Labels) -> float:
+    """Return the accuracy of ``outputs["output_0"]``, the probabilities (rows, 10), as Keras's export calls them."""
+    return data.accuracy(outputs["output_0"], truth)
+
+
+def build(version: int = max(RECIPES)) -> keras.Model:
     """Return the untrained network: `image` (rows, 8, 8, 1) float32 to `probabilities` (rows, 10) float32.
 
     The scaling of the pixels is a layer of the model: a client sends the values as the data set has them.
     """
+    import keras
+
+    recipe = RECIPES[version]
     image = keras.Input(shape=(8, 8, 1), dtype="float32", name="image")
-    x = keras.layers.Rescaling(1 / MAX_PIXEL, name="scale")(image)
-    x = keras.layers.Conv2D(16, 3, padding="same", use_bias=False, name="strokes")(x)
-    x = keras.layers.BatchNormalization(name="strokes_norm")(x)
-    x = keras.layers.ReLU(name="strokes_relu")(x)
-    x = keras.layers.MaxPooling2D(2, name="pool")(x)
-    x = keras.layers.Conv2D(16, 3, padding="same", use_bias=False, name="shapes")(x)
-    x = keras.layers.BatchNormalization(name="shapes_norm")(x)
-    x = keras.layers.ReLU(name="shapes_relu")(x)
+    x = keras.layers.Rescaling(1 / data.MAX_PIXEL, name="scale")(image)
+    for block, name in zip(recipe.filters, ("strokes", "shapes"), strict=True):
+        if name == "shapes":
+            x = keras.layers.MaxPooling2D(2, name="pool")(x)
+        for number, filters in enumerate(block, start=1):
+            x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"{name}_{number}")(x)
+            x = keras.layers.BatchNormalization(name=f"{name}_{number}_norm")(x)
+            x = keras.layers.ReLU(name=f"{name}_{number}_relu")(x)
     x = keras.layers.Flatten(name="flatten")(x)
-    x = keras.layers.Dropout(DROPOUT, name="dropout")(x)
+    x = keras.layers.Dropout(recipe.dropout, name="dropout")(x)
     probabilities = keras.layers.Dense(10, activation="softmax", name="probabilities")(x)
     return keras.Model(image, probabilities, name="digits")
 
 
-def fit(model: keras.Model, train: Split) -> None:
+def train(model: keras.Model, rows: data.Split, recipe: Recipe) -> None:
     """Train `model` in place for a fixed number of epochs; the held-out rows play no part in it."""
-    model.compile(
-        optimizer=keras.optimizers.Adam(LEARNING_RATE),
-        loss=keras.losses.SparseCategoricalCrossentropy(),
+    import keras
+
+    learner = model
+    if recipe.augmented:
+        paper = {"fill_mode": "constant", "fill_value": 0.0}
+        vary = [
+            keras.layers.RandomTranslation(SHIFT, SHIFT, **paper),
+            keras.layers.RandomRotation(TURN, **paper),
+            keras.layers.RandomZoom(SCALE, SCALE, **paper),
+        ]
+        learner = keras.Sequential([keras.Input((8, 8, 1)), *vary, model])
+    steps = recipe.epochs * -(-len(rows.labels) // BATCH_ROWS)
+    rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps) if recipe.augmented else LEARNING_RATE
+    learner.compile(optimizer=keras.optimizers.Adam(rate), loss=keras.losses.SparseCategoricalCrossentropy())
+    learner.fit(rows.images, rows.labels, batch_size=BATCH_ROWS, epochs=recipe.epochs, verbose=0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the digits' model.")
+    parser.add_argument("--version", type=int, choices=sorted(RECIPES), default=max(RECIPES))
+    parser.add_argument(
+        "--validate", action="store_true", help="train on a part, show the rest's accuracy, save nothing"
     )
-    model.fit(train.images, train.labels, batch_size=BATCH_ROWS, epochs=EPOCHS, verbose=0)
-
-
-def accuracy(probabilities: Probabilities, labels: Labels) -> float:
-    """Return the share of rows whose most probable class is the label.
-
-    Args:
-        probabilities: (rows, 10).
-        labels: (rows,).
-    """
-    return float(np.mean(probabilities.argmax(axis=1) == labels))
-
-
-def pick_example(probabilities: Probabilities, labels: Labels) -> int:
-    """Return the first row that is classified rightly with at least `MIN_EXAMPLE_PROBABILITY`.
-
-    Args:
-        probabilities: (rows, 10).
-        labels: (rows,).
-
-    Raises:
-        ValueError: no row is classified that clearly.
-    """
-    of_label = probabilities[np.arange(len(labels)), labels]
-    clear = np.flatnonzero(of_label >= MIN_EXAMPLE_PROBABILITY)
-    if clear.size == 0:
-        raise ValueError(f"no held-out digit reaches a probability of {MIN_EXAMPLE_PROBABILITY}")
-    return int(clear[0])
-
-
-def save_model(model: keras.Model, path: Path) -> None:
-    """Save layers and weights, but not the optimizer's state, which serving never reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    keras.Model(model.inputs, model.outputs[0], name=model.name).save(path)
-
-
-def save_example(image: Images, path: Path) -> None:
-    """Write a predict request with one digit, `image` (8, 8, 1); the raw pixels are whole numbers."""
-    body = {"instances": [image.astype(int).tolist()]}
-    path.write_text(json.dumps(body) + "\n", encoding="utf-8")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Train, measure on the held-out rows, and write the model and the example request.
+    """Train, measure on the held-out rows, and write the model and, for the newest version, the example request.
 
     Raises:
-        SystemExit: the accuracy is below `MIN_TEST_ACCURACY`; the files on disk stay as they were.
+        SystemExit: the accuracy is below the version's goal; the files on disk stay as they were.
     """
-    keras.utils.set_random_seed(SEED)
-    train, test = load_splits()
-    model = build_model()
-    fit(model, train)
+    import keras
 
+    arguments = _arguments()
+    recipe = RECIPES[arguments.version]
+    keras.utils.set_random_seed(data.SEED)
+    rows, test = data.validation_splits() if arguments.validate else data.load_splits()
+    model = build(arguments.version)
+    train(model, rows, recipe)
     probabilities = model.predict(test.images, verbose=0)
-    test_accuracy = accuracy(probabilities, test.labels)
-    print(f"test accuracy: {test_accuracy:.4f}")
-    if test_accuracy < MIN_TEST_ACCURACY:
-        raise SystemExit(f"not saved: the test accuracy is below {MIN_TEST_ACCURACY}")
-
-    row = pick_example(probabilities, test.labels)
-    label = test.labels[row]
-    print(f"example: a {label}, with probability {probabilities[row, label]:.4f}")
-
-    folder = Path(__file__).resolve().parent
-    save_model(model, folder / "1" / "model.keras")
-    save_example(test.images[row], folder / "example.json")
+    data.report(METRIC, score({"output_0": probabilities}, test.labels), recipe.goal)
+    if arguments.validate:
+        return
+    file = FOLDER / str(arguments.version) / "model.keras"
+    file.parent.mkdir(exist_ok=True)
+    keras.Model(model.inputs, model.outputs[0], name=model.name).save(file)  # without the optimizer's state
+    row = data.example_row(probabilities, test.labels)
+    print(f"example: a {test.labels[row]}, with probability {probabilities[row, test.labels[row]]:.4f}")
+    if arguments.version == max(RECIPES):
+        data.write_json({"instances": [test.images[row].astype(int).tolist()]}, FOLDER / "example.json")
 
 
 if __name__ == "__main__":

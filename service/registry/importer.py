@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -27,13 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ModelLoadError
+from service.registry.legacy import HARD_SIGMOID, modernise
 from service.registry.repository import Kind, Source
 from service.registry.scan import scan_file
 from service.runtime.warmup import WARM_UP_FILE
 
 _log = logging.getLogger("kiln.importer")
-_FORMAT = 1
+_FORMAT = 2
 """Part of the cache's key: raise it when what the importer writes changes."""
+_MODULE = "service.registry.importer"
 _MANIFEST = "kiln.json"
 _WORK_PREFIX = ".import-"
 _MAX_FILE_BYTES = 64 * 2**30
@@ -74,7 +77,7 @@ def import_model(
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=cache_dir) as work:
             converted = Path(work) / "model"
-            _convert([*imports, str(source.path), str(converted)], Path(work), timeout_s, run_child or _run_child)
+            ask_child(_MODULE, [*imports, str(source.path), str(converted)], Path(work), timeout_s, run_child)
             if warm_up is not None:
                 (converted / WARM_UP_FILE).parent.mkdir(exist_ok=True)
                 shutil.copyfile(warm_up, converted / WARM_UP_FILE)
@@ -129,10 +132,17 @@ def _publish(converted: Path, target: Path) -> None:
         shutil.rmtree(converted, ignore_errors=True)
 
 
-def _convert(arguments: Sequence[str], home: Path, timeout_s: float, run_child: RunChild) -> None:
-    """Run the child with `arguments`, see `main`; `home` is a folder of its own."""
+def ask_child(
+    module: str, arguments: Sequence[str], home: Path, timeout_s: float, run_child: RunChild | None = None
+) -> None:
+    """Run `module` in a child that may open model files, with `arguments`; `home` is a folder of its own.
+
+    Raises:
+        ModelLoadError: it says no, fails, or takes longer than `timeout_s` seconds; the text says why.
+    """
     # -P: whatever is called service or keras in the working directory is not ours
-    command = [sys.executable, "-P", "-m", "service.registry.importer", *arguments]
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    run_child = run_child or _run_child
     try:
         child = run_child(command, timeout_s, _child_environment(home))
     except subprocess.TimeoutExpired:
@@ -261,7 +271,7 @@ def _load(path: Path, custom: Mapping[str, Any]) -> Any:
         model = keras.saving.load_model(path, custom_objects=dict(custom), compile=False, safe_mode=True)
         is_complete = getattr(model, "built", False) and _has_inputs(model)
     except Exception as error:
-        raise ModelLoadError(f"Keras cannot load it: {type(error).__name__}: {_first_line(error)}") from error
+        raise ModelLoadError(f"Keras cannot load it: {type(error).__name__}: {_reason(error)}") from error
     if not is_complete:
         raise ModelLoadError("the model has no input shape: call or build it once before saving it")
     return model
@@ -289,27 +299,71 @@ def _export(model: Any, target: Path) -> None:
     try:
         model.export(str(target), format="tf_saved_model", verbose=False)
     except Exception as error:
-        raise ModelLoadError(f"Keras cannot export it: {type(error).__name__}: {_first_line(error)}") from error
+        raise ModelLoadError(f"Keras cannot export it: {type(error).__name__}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The line of Keras's text that says what was wrong, and what else may be behind it."""
+    text = str(error).strip()
+    inner = text.rpartition("Exception encountered: ")[2]
+    reason = next(iter((inner or text).splitlines()), "")
+    found = re.search(r"\b(jax|torch)\b", text, re.IGNORECASE)
+    if found is not None:
+        where = "" if found[0] in reason else f" (in code for {found[0]})"
+        reason += (
+            f"{where}; Kiln runs layers on TensorFlow: write the layer with keras.ops, which runs on every backend"
+        )
+    return reason
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
 
-def main(argv: list[str]) -> int:
-    """The child: ``[MODULE …] SOURCE TARGET``; refusals go to stdout, and nothing else does."""
-    modules, source, target = argv[:-2], Path(argv[-2]), Path(argv[-1])
+def open_model(modules: Sequence[str], source: Path, work: Path) -> Any:
+    """The Keras model of a file, looked over and, if Keras 2 wrote it, translated; in a child process only.
+
+    `work` is a folder for what is needed meanwhile.
+
+    Raises:
+        ModelLoadError: the file is refused, or Keras cannot load it.
+    """
+    custom = custom_objects(modules)
+    opened = modernise(source, work)
+    if opened != source:
+        custom |= _functions_of_keras_2()
+    scan_file(opened, custom)
+    return _load(opened, custom)
+
+
+def _functions_of_keras_2() -> dict[str, Any]:
+    """What Keras 2 called by a name under which Keras 3 has another function."""
+    import keras
+
+    @keras.saving.register_keras_serializable("keras2", "hard_sigmoid")  # type: ignore[untyped-decorator]
+    def hard_sigmoid(x: Any) -> Any:
+        return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+    return {HARD_SIGMOID: hard_sigmoid}
+
+
+def run_as_child(work: Path, task: Callable[[], None]) -> int:
+    """Run `task` within this child's bounds; its exit code. Refusals go to stdout, and nothing else does."""
     _limit_resources()
-    _end_with_parent(target.parent)
+    _end_with_parent(work)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            custom = custom_objects(modules)
-            scan_file(source, custom)
-            _export(_load(source, custom), target)
+            task()
     except ModelLoadError as error:
         sys.stdout.write(str(error))
         return _REFUSED
     return 0
+
+
+def main(argv: list[str]) -> int:
+    """The child: ``[MODULE …] SOURCE TARGET``."""
+    modules, source, target = argv[:-2], Path(argv[-2]), Path(argv[-1])
+    return run_as_child(target.parent, lambda: _export(open_model(modules, source, target.parent), target))
 
 
 if __name__ == "__main__":

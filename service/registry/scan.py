@@ -65,17 +65,20 @@ REFUSED_CLASSES: dict[str, str] = {
     "__lambda__": "holds Python code",
     "function": "refers to a Python function",
     "TFSMLayer": "loads another model from a path",
-    "TorchModuleWrapper": "holds pickled Python objects",
-    "JaxLayer": "holds Python code",
-    "FlaxLayer": "holds Python code",
+    "TorchModuleWrapper": "holds pickled Python objects, and runs under the torch backend only",
+    "JaxLayer": "holds Python code, and runs under the JAX backend only",
+    "FlaxLayer": "holds Python code, and runs under the JAX backend only",
 }
 """Classes that run, or fetch, what no scan can judge; and what they do."""
 
 PATH_FIELDS = ("vocabulary", "idf_weights")
 """Fields that Keras reads a file for if they are text: only lists are data."""
 
-_H5_FAULTS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+H5_FAULTS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for a damaged file, and what a group that holds itself comes to."""
+
+ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError)
+"""What reading a damaged archive raises."""
 
 _ADVICE = "replace it by layers of Keras, or export a SavedModel with model.export() and serve that"
 _FOREIGN_ADVICE = f"name the module that defines it with --import if you trust it, {_ADVICE}"
@@ -112,14 +115,14 @@ def _walk(value: Any, owner: str, depth: int, trusted: Collection[str]) -> None:
         for item in value:
             _walk(item, owner, depth + 1, trusted)
     elif isinstance(value, dict):
-        owner = _owner(value) or owner
+        owner = owner_of(value) or owner
         if not _is_trusted(value, trusted):
             _check_object(value, owner)
         for item in value.values():
             _walk(item, owner, depth + 1, trusted)
 
 
-def _owner(value: dict[str, Any]) -> str:
+def owner_of(value: dict[str, Any]) -> str:
     """How to call the layer that `value` describes; ``""`` if it is none."""
     config = value.get("config")
     name = config.get("name") if isinstance(config, dict) else None
@@ -184,19 +187,20 @@ def _check_module(module: Any, class_name: str, owner: str) -> None:
 def _scan_zip(path: Path, trusted: Collection[str]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_members(archive.infolist())
+            check_members(archive.infolist())
             if "config.json" not in archive.namelist():
                 raise ModelLoadError("the .keras file has no config.json")
-            scan_config(_parse(archive.read("config.json")), trusted)
+            scan_config(parse(archive.read("config.json")), trusted)
             for member in archive.namelist():
                 if member.endswith(".h5"):
                     with archive.open(member) as file:
                         _check_h5_links(file)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
+    except ZIP_FAULTS as error:
         raise ModelLoadError(f"the .keras file is damaged: {error}") from None
 
 
-def _check_members(members: list[zipfile.ZipInfo]) -> None:
+def check_members(members: list[zipfile.ZipInfo]) -> None:
+    """Raise `ModelLoadError` for members that lead out of the archive, are links, or unpack to too much."""
     total = 0
     for member in members:
         parts = PurePosixPath(member.filename).parts
@@ -204,8 +208,9 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
             raise ModelLoadError(f"the .keras file is refused: its member {member.filename!r} leads out of it")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ModelLoadError(f"the .keras file is refused: its member {member.filename!r} is a link")
-        if member.filename == "config.json" and member.file_size > _MAX_CONFIG_BYTES:
-            raise ModelLoadError(f"the .keras file is refused: its config has {member.file_size} bytes")
+        if member.filename in ("config.json", "metadata.json") and member.file_size > _MAX_CONFIG_BYTES:
+            what = member.filename.removesuffix(".json")
+            raise ModelLoadError(f"the .keras file is refused: its {what} has {member.file_size} bytes")
         total += member.file_size
     if total > _MAX_UNPACKED_BYTES:
         raise ModelLoadError(f"the .keras file is refused: it unpacks to {total} bytes")
@@ -218,11 +223,11 @@ def _scan_h5(path: Path, trusted: Collection[str]) -> None:
         with h5py.File(path, "r") as file:
             _check_links(file)
             config = file.attrs.get("model_config")
-    except _H5_FAULTS as error:
+    except H5_FAULTS as error:
         raise ModelLoadError(f"the .h5 file is damaged: {error}") from None
     if config is None:
         raise ModelLoadError("the .h5 file has weights only: save the whole model with model.save()")
-    scan_config(_parse(config), trusted)
+    scan_config(parse(config), trusted)
 
 
 def _check_h5_links(file: IO[bytes]) -> None:
@@ -231,7 +236,7 @@ def _check_h5_links(file: IO[bytes]) -> None:
     try:
         with h5py.File(file, "r") as weights:
             _check_links(weights)
-    except _H5_FAULTS as error:
+    except H5_FAULTS as error:
         raise ModelLoadError(f"the weights are damaged: {error}") from None
 
 
@@ -261,7 +266,8 @@ def _links_out(group: Any, h5py: Any) -> Iterator[tuple[str, str]]:
                 yield place, "a virtual dataset"
 
 
-def _parse(text: bytes | str) -> Any:
+def parse(text: bytes | str) -> Any:
+    """A model's config, or what stands beside it, from JSON; raises `ModelLoadError` if it is none."""
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:

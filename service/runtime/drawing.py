@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -28,6 +31,8 @@ class Drawer:
         self.sample = sample
         self.open_size = _OPEN_SIZES[0]
         self.zeros = False
+        self.images = False
+        """Strings are PNG files."""
         self.ranges: Ranges = {}
         """Integers that the model takes; of an input that has none here, all of its type."""
 
@@ -39,13 +44,15 @@ class Drawer:
         return {spec.name: self._array(spec, rows, rng) for spec in self.signature.inputs}
 
     def attempts(self) -> Iterator[None]:
-        """Other ways to draw, where the model refuses the first: the sample, random sizes, then plain zeros."""
+        """Other ways to draw, where the model refuses the first: the sample, random sizes, images, then plain zeros."""
         if self.sample is not None:
             yield
             self.sample = None
         sizes = _OPEN_SIZES if self.signature.has_open_sizes else _OPEN_SIZES[:1]
-        for self.zeros, self.open_size in itertools.product((False, True), sizes):
-            yield
+        has_strings = any(spec.dtype is DataType.BYTES for spec in self.signature.inputs)
+        for self.images in (False, True) if has_strings else (False,):
+            for self.zeros, self.open_size in itertools.product((False, True), sizes):
+                yield
 
     def edges(self, rows: int) -> Iterator[tuple[str, Tensors]]:
         """Batches of one of `EDGES` each, shaped as `batch` is; those that would repeat one are left out."""
@@ -69,7 +76,7 @@ class Drawer:
         if self.signature.batched:
             sizes[0] = rows
         if spec.dtype is DataType.BYTES:
-            return _words(sizes, b"" if self.zeros else None)
+            return _strings(sizes, (b"",) if self.zeros and not self.images else _images() if self.images else _WORDS)
         if self.zeros:
             return np.zeros(sizes, spec.dtype.numpy)
         if spec.dtype.is_float:
@@ -78,11 +85,24 @@ class Drawer:
         return rng.integers(max(lowest, 0), min(highest, _LARGEST_DRAWN) + 1, sizes).astype(spec.dtype.numpy)
 
 
-def _words(sizes: list[int], word: bytes | None) -> Array:
-    array = np.empty(sizes, object)
-    words = itertools.cycle(_WORDS if word is None else (word,))
-    array[...] = np.array([next(words) for _ in range(array.size)], object).reshape(sizes)
-    return array
+def _strings(sizes: list[int], words: Sequence[bytes]) -> Array:
+    array = np.empty(math.prod(sizes), object)
+    array[:] = list(itertools.islice(itertools.cycle(words), array.size))
+    return array.reshape(sizes)
+
+
+@cache
+def _images() -> tuple[bytes, ...]:
+    """PNG files of random pixels, in colour and of different sizes."""
+    from PIL import Image
+
+    files = []
+    for size in (32, 48):
+        pixels = np.random.default_rng(size).integers(0, 256, (size, size, 3), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(file.getvalue())
+    return tuple(files)
 
 
 def _edge(kind: str, dtype: DataType, usual: Array, ends: tuple[int, int] | None) -> Array:

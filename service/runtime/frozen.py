@@ -11,6 +11,7 @@ from service.runtime.devices import load_tensorflow
 LARGEST_BYTES = 512 * 2**20
 """Of variables that are folded: TensorFlow's messages end at 2 GiB, and a graph is copied on its way."""
 
+_LOWERED = "_lower_using_switch_merge"
 _SHARED = frozenset(
     ("Placeholder", "HashTableV2", "MutableHashTableV2", "MutableHashTableOfTensorsV2", "MutableDenseHashTableV2")
 )
@@ -34,15 +35,17 @@ def freeze(session: Any, outputs: Iterable[str]) -> Any:
             raise PlanUnavailable(f"its variables cannot be folded: {str(error).strip().splitlines()[0]}") from error
 
 
-def add_frozen(session: Any, outputs: Iterable[str], frozen: Any) -> dict[str, str]:
-    """Add a frozen graph to the session's own, with the same inputs and tables; new names of `outputs` by the old.
+def add_frozen(session: Any, outputs: Iterable[str], frozen: Any, targets: Iterable[str] = ()) -> dict[str, str]:
+    """Add a frozen graph to the session's own, with the same inputs and tables.
+
+    Returns the new names of the tensors `outputs` and of the operations `targets`, by the old ones.
 
     Tables and other resources stay those of the session, which has filled them.
     """
     tf = load_tensorflow()
     graph = session.graph
     shared = {f"{node.name}:0": graph.get_tensor_by_name(f"{node.name}:0") for node in frozen.node if _is_shared(node)}
-    wanted = list(dict.fromkeys(outputs))
+    wanted = list(dict.fromkeys([*outputs, *targets]))
     with graph.as_default():
         found = tf.graph_util.import_graph_def(
             without(frozen, shared), input_map=shared, return_elements=wanted, name="frozen"
@@ -56,8 +59,43 @@ def without(graph_def: Any, tensors: Iterable[str]) -> Any:
     rest = type(graph_def)()
     rest.CopyFrom(graph_def)
     del rest.node[:]
-    rest.node.extend(node for node in graph_def.node if node.name not in names)
+    for node in graph_def.node:
+        if node.name not in names:
+            kept = rest.node.add()
+            kept.CopyFrom(node)
+            del kept.input[:]
+            kept.input.extend(i for i in node.input if not (i.startswith("^") and i[1:] in names))
     return rest
+
+
+def with_functions_renamed(graph_def: Any, suffix: str) -> Any:
+    """A copy whose functions have other names: a graph takes no two of the same name."""
+    copy = type(graph_def)()
+    copy.CopyFrom(graph_def)
+    names = {function.signature.name: function.signature.name + suffix for function in copy.library.function}
+    for function in copy.library.function:
+        function.signature.name = names[function.signature.name]
+    for gradient in copy.library.gradient:
+        gradient.function_name = names.get(gradient.function_name, gradient.function_name)
+        gradient.gradient_func = names.get(gradient.gradient_func, gradient.gradient_func)
+    for nodes in (copy.node, *(function.node_def for function in copy.library.function)):
+        for node in nodes:
+            node.op = names.get(node.op, node.op)
+            for value in node.attr.values():
+                for named in [value.func] * value.HasField("func") + list(value.list.func):
+                    named.name = names.get(named.name, named.name)
+    return copy
+
+
+def unlowered(graph_def: Any) -> Any:
+    """A copy with its loops and branches left whole, as XLA wants them."""
+    copy = type(graph_def)()
+    copy.CopyFrom(graph_def)
+    for nodes in (copy.node, *(function.node_def for function in copy.library.function)):
+        for node in nodes:
+            if _LOWERED in node.attr:
+                del node.attr[_LOWERED]
+    return copy
 
 
 def _is_shared(node: Any) -> bool:

@@ -14,8 +14,8 @@ _SECONDS_PER_PLAN = 0.3
 _PAUSE_S = 200e-6
 """Before a timed run, as between batches of a server: threads that spin through it show as CPU time."""
 _HOPELESS = 4.0
-"""A plan that is so many times slower than the fastest is timed twice: one run may have been disturbed."""
-_HOPELESS_RUNS = 2
+"""A plan that is so many times slower than the fastest is timed three times only, or for a second."""
+_ENOUGH, _LONG_S = 3, 1.0
 _QUANTILE = 0.2
 """What counts of a plan's runs: below the median, for whatever else runs on the machine only ever adds."""
 _APART = 1.5
@@ -47,7 +47,7 @@ def measure(
     stop = time.perf_counter() + seconds_per_plan * len(jobs)
     for number in range(_MOST_ROUNDS * runs):
         for name, job in jobs.items():
-            if len(times[name]) < _HOPELESS_RUNS or not _is_hopeless(name, times):
+            if not _is_hopeless(name, times):
                 times[name].append(_time(job))
         if time.perf_counter() >= stop or (number + 1 >= runs and not _is_disturbed(times)):
             break
@@ -83,6 +83,8 @@ def _time(job: Job) -> tuple[float, float]:
 
 
 def _is_hopeless(name: str, times: Mapping[str, Sequence[tuple[float, float]]]) -> bool:
+    if len(times[name]) < (_ENOUGH if sum(s for s, _ in times[name]) < _LONG_S else 1):
+        return False  # one run may have been disturbed
     fastest = min(min(s for s, _ in seen) for seen in times.values() if seen)
     return min(s for s, _ in times[name]) > _HOPELESS * fastest
 

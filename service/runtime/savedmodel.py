@@ -13,16 +13,20 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from service.errors import Internal, InvalidArgument, KilnError, ModelLoadError
-from service.runtime.base import PlanUnavailable, Run
+from service.runtime.base import Plan, PlanUnavailable, Run
 from service.runtime.devices import available_devices, choose_devices, load_tensorflow
 from service.runtime.frozen import LARGEST_BYTES, add_frozen, freeze
 from service.runtime.graph import Graph
 from service.runtime.graph_scan import check_saved_model
 from service.runtime.memory import large_blocks_apart, stored_bytes
+from service.runtime.split import SplitPlan
+from service.runtime.variables import fill_empty
 from service.runtime.xla import LARGEST_BYTES as LARGEST_XLA_BYTES
-from service.runtime.xla import XlaPlan
-from service.tensors import BY_TENSORFLOW_NUMBER, Array, Signature, Tensors, TensorSpec
+from service.runtime.xla import Call, XlaPlan, XlaSession
+from service.tensors import BY_TENSORFLOW_NUMBER, Array, DataType, Signature, Tensors, TensorSpec
 
 _log = logging.getLogger("kiln.runtime")
 _SERVE_TAG = "serve"
@@ -70,6 +74,7 @@ class SavedModel:
             with graph.as_default(), tf.device(f"/device:{self.device}"), large_blocks_apart():
                 meta = tf.compat.v1.saved_model.load(self._session, [_SERVE_TAG], str(path), clear_devices=True)
             self.signatures, self._tensor_names, self.left_out = _read_signatures(meta)
+            fill_empty(self._session, path, {name for _, fetches in self._tensor_names.values() for name in fetches})
         except KilnError:
             self.close()
             raise
@@ -101,13 +106,25 @@ class SavedModel:
         call = self._callable(feeds, [new[name] for name in fetches], pooled=pooled)
         return SessionPlan("frozen" + "-pool" * pooled, signature, call)
 
-    def xla(self, signature: Signature) -> XlaPlan:
-        """The signature compiled by XLA, in a session of its own.
+    def xla(self, signature: Signature) -> Plan:
+        """The signature compiled by XLA, in a session of its own; with strings, what lies behind them.
 
         Raises:
             PlanUnavailable: it has something that XLA cannot compile.
         """
-        return XlaPlan(self._freeze(signature, LARGEST_XLA_BYTES), signature, self.device, _session_run)
+        frozen = self._freeze(signature, LARGEST_XLA_BYTES)
+        session = XlaSession(self.device, _callable)
+        if not any(spec.dtype is DataType.BYTES for spec in (*signature.inputs, *signature.outputs)):
+            return XlaPlan(frozen, signature, session)
+        return SplitPlan(frozen, signature, session, self._add_host, self.plan(signature).run)
+
+    def _add_host(self, graph_def: Any, feeds: list[str], fetches: list[str], targets: list[str]) -> Call:
+        """A graph with the same inputs and tables, added to this session."""
+        new = add_frozen(self._session, fetches, graph_def, targets)
+        with self._session.graph.as_default():  # what is fed cannot be fetched
+            copies = {name: load_tensorflow().identity(self._session.graph.get_tensor_by_name(name)) for name in feeds}
+        new |= {name: copy.name for name, copy in copies.items() if name in fetches}
+        return _callable(self._session, feeds, [new[n] for n in fetches], targets=[new[n] for n in targets])
 
     def operations(self, signature: Signature) -> set[str]:
         """Names of all operations that a run of `signature` may touch."""
@@ -145,6 +162,8 @@ class SessionPlan:
         self.name = name
         self._inputs = [spec.name for spec in signature.inputs]
         self._outputs = [spec.name for spec in signature.outputs]
+        self._scalars = {spec.name: spec.dtype.numpy for spec in signature.outputs if not spec.shape}
+        """Outputs that are, or may be, scalars: the session gives them bare, a string as `bytes`."""
         self._call = call
 
     def prepare(self, rows: int) -> Run:  # noqa: ARG002 - the same for all
@@ -156,16 +175,14 @@ class SessionPlan:
             outputs = self._call(*[inputs[name] for name in self._inputs])
         except Exception as error:
             raise _translate(error) from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        named = dict(zip(self._outputs, outputs, strict=True))
+        for name, dtype in self._scalars.items():
+            named[name] = np.asarray(named[name], dtype)
+        return named
 
     def close(self) -> None:
         """Let go of the session, which belongs to the `SavedModel`; a run is `Internal` from now on."""
         self._call = _closed
-
-
-def _session_run(session: Any, feeds: list[str], fetches: list[str], signature: Signature) -> Run:
-    """What runs `signature` by a callable of `session`."""
-    return SessionPlan("", signature, _callable(session, feeds, fetches, pooled=False)).run
 
 
 def _dismantle(graph: Any) -> bool:
@@ -188,7 +205,7 @@ def _closed(*_: Array) -> list[Array]:
 
 
 def _callable(
-    session: Any, feeds: Sequence[str], fetches: Sequence[str], *, pooled: bool
+    session: Any, feeds: Sequence[str], fetches: Sequence[str], *, pooled: bool = False, targets: Sequence[str] = ()
 ) -> Callable[..., list[Array]]:
     """A function from feed arrays to fetched arrays.
 
@@ -197,10 +214,12 @@ def _callable(
     """
     direct = getattr(session, "_make_callable_from_options", None)
     if direct is None:
-        return session.make_callable(list(fetches), feed_list=list(feeds))  # type: ignore[no-any-return]
+        operations = [session.graph.get_operation_by_name(name) for name in targets]
+        call = session.make_callable([list(fetches), operations], feed_list=list(feeds))
+        return lambda *arrays: call(*arrays)[0]
     from tensorflow.core.protobuf import config_pb2
 
-    options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+    options = config_pb2.CallableOptions(feed=feeds, fetch=fetches, target=targets)
     options.run_options.inter_op_thread_pool = 0 if pooled else _CALLING_THREAD
     return direct(options)  # type: ignore[no-any-return]
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from service.errors import Internal
 from service.runtime.base import PlanUnavailable, Run
 from service.runtime.devices import load_tensorflow
-from service.runtime.frozen import without
-from service.tensors import Array, DataType, Signature, TensorSpec
+from service.runtime.frozen import unlowered, without
+from service.tensors import Array, Signature, Tensors, TensorSpec
 
 LARGEST_BYTES = 64 * 2**20
 """Of variables: they are compiled into each bucket's program."""
-_LOWERED = "_lower_using_switch_merge"
+_UNKNOWN = re.compile(r"No registered '(\w+)' OpKernel")
 _CACHE_FLAGS = "--tf_xla_persistent_cache_directory={} --tf_xla_persistent_cache_device_types=CPU"
+
+Call = Callable[..., list[Array]]
+MakeCall = Callable[[Any, list[str], list[str]], Call]
 
 
 def keep_programs_in(folder: Path) -> None:
@@ -29,53 +36,41 @@ def keep_programs_in(folder: Path) -> None:
         os.environ["TF_XLA_FLAGS"] = flags.strip()
 
 
-class XlaPlan:
-    """One session, and in it a compiled function for each bucket."""
+class XlaSession:
+    """A session of compiled functions; `make_call` makes what calls tensors of a session, see `SavedModel`."""
 
-    name = "xla"
-    pads = True
-
-    def __init__(self, frozen: Any, signature: Signature, device: str, make_run: MakeRun) -> None:
-        """`frozen` is the graph of the signature with its variables as constants; `make_run` see `SavedModel`.
-
-        Raises:
-            PlanUnavailable: the signature has strings, or sizes that it leaves open.
-        """
-        for spec in (*signature.inputs, *signature.outputs):
-            if spec.dtype is DataType.BYTES:
-                raise PlanUnavailable("XLA has no strings")
-        if signature.has_open_sizes:
-            raise PlanUnavailable("XLA needs sizes that are known")
+    def __init__(self, device: str, make_call: MakeCall) -> None:
         tf = load_tensorflow()
-        self._signature = signature
-        self._device = device
-        self._make_run = make_run
-        self._frozen = _unlowered(without(frozen, [spec.graph_name for spec in signature.inputs]))
         # the optimiser would rewrite loops into a form that XLA does not know
         config = tf.compat.v1.ConfigProto(allow_soft_placement=True)
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         config.gpu_options.allow_growth = True
         self._session: Any = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        self._device = device
+        self._make_call = make_call
 
-    def prepare(self, rows: int) -> Run:
+    def compile(self, graph_def: Any, feeds: Mapping[str, Array], outputs: Sequence[str]) -> Call:
+        """What computes the tensors `outputs` of `graph_def` from arrays of the types and shapes of `feeds`, in order.
+
+        Raises:
+            Refused: XLA cannot compile it.
+        """
         tf = load_tensorflow()
-        signature = self._signature
-        outputs = [spec.graph_name for spec in signature.outputs]
 
         @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
         def compiled(*arrays: Any) -> Any:
-            given = {spec.graph_name: array for spec, array in zip(signature.inputs, arrays, strict=True)}
-            return tf.graph_util.import_graph_def(self._frozen, input_map=given, return_elements=outputs, name="")
+            given = dict(zip(feeds, arrays, strict=True))
+            return tf.graph_util.import_graph_def(graph_def, input_map=given, return_elements=list(outputs), name="")
 
         with self._session.graph.as_default(), tf.device(f"/device:{self._device}"):
-            feeds = [tf.compat.v1.placeholder(spec.dtype.numpy, _sized(spec, rows)) for spec in signature.inputs]
-            fetches = [tf.identity(tensor) for tensor in compiled(*feeds)]
-        run = self._make_run(self._session, [f.name for f in feeds], [f.name for f in fetches], signature)
+            places = [tf.compat.v1.placeholder(array.dtype, array.shape) for array in feeds.values()]
+            fetches = [tf.identity(tensor) for tensor in compiled(*places)]
+        call = self._make_call(self._session, [place.name for place in places], [fetch.name for fetch in fetches])
         try:  # it is compiled at the first call
-            run({spec.name: _zeros(spec, rows) for spec in signature.inputs})
+            call(*feeds.values())
         except Exception as error:
-            raise PlanUnavailable(_reason(error)) from error
-        return run
+            raise Refused(error) from error
+        return call
 
     def close(self) -> None:
         session, self._session = self._session, None
@@ -83,28 +78,51 @@ class XlaPlan:
             session.close()
 
 
-MakeRun = Callable[[Any, list[str], list[str], Signature], Run]
+class Refused(PlanUnavailable):
+    """XLA cannot compile a graph; `operation` is the one that it does not know, if that is why."""
+
+    def __init__(self, error: Exception) -> None:
+        text = str(error).strip() or type(error).__name__
+        super().__init__(text.splitlines()[0][:300])
+        match = _UNKNOWN.search(text)
+        self.operation = match[1] if match else None
+
+
+class XlaPlan:
+    """A signature of numbers, compiled for each bucket."""
+
+    name = "xla"
+    pads = True
+
+    def __init__(self, frozen: Any, signature: Signature, session: XlaSession) -> None:
+        """`frozen` is the graph of the signature with its variables as constants.
+
+        Raises:
+            PlanUnavailable: the signature leaves sizes open.
+        """
+        if signature.has_open_sizes:
+            raise PlanUnavailable("XLA needs sizes that are known")
+        self._signature = signature
+        self._session = session
+        self._graph_def = unlowered(without(frozen, [spec.graph_name for spec in signature.inputs]))
+
+    def prepare(self, rows: int) -> Run:
+        inputs, outputs = self._signature.inputs, self._signature.outputs
+        feeds = {spec.graph_name: np.zeros(_sized(spec, rows), spec.dtype.numpy) for spec in inputs}
+        call = self._session.compile(self._graph_def, feeds, [spec.graph_name for spec in outputs])
+
+        def run(tensors: Tensors) -> Tensors:
+            try:
+                values = call(*[tensors[spec.name] for spec in inputs])
+            except Exception as error:
+                raise Internal(f"the model failed: {type(error).__name__}: {error}") from error
+            return {spec.name: value for spec, value in zip(outputs, values, strict=True)}
+
+        return run
+
+    def close(self) -> None:
+        self._session.close()
 
 
 def _sized(spec: TensorSpec, rows: int) -> list[int]:
     return [rows if size is None else size for size in spec.shape or ()]
-
-
-def _zeros(spec: TensorSpec, rows: int) -> Array:
-    import numpy as np
-
-    return np.zeros(_sized(spec, rows), spec.dtype.numpy)
-
-
-def _unlowered(graph_def: Any) -> Any:
-    """The same graph with its loops and branches left whole, as XLA wants them."""
-    for nodes in (graph_def.node, *(function.node_def for function in graph_def.library.function)):
-        for node in nodes:
-            if _LOWERED in node.attr:
-                del node.attr[_LOWERED]
-    return graph_def
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__

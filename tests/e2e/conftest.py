@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from helm.tools import Missing, find_helm
-from tests.e2e.process import MODELS, ROOT, Server, environment
+from tests.e2e.process import DIGITS, ROOT, Server, environment
 
 CLIENTS = Path(__file__).parent / "clients"
 _DISTINCT = 5e-4
@@ -75,8 +75,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """``kiln serve models``, ready; stopped with SIGTERM at the end, when it must exit with 0."""
-    running = Server(MODELS, "--cache-dir", cache, log=tmp_path_factory.mktemp("server") / "log")
+    """``kiln serve models/digits/1``, ready; stopped with SIGTERM at the end, when it must exit with 0."""
+    running = Server(DIGITS, "--cache-dir", cache, log=tmp_path_factory.mktemp("server") / "log")
     try:
         running.wait_ready()
         yield running
@@ -112,7 +112,7 @@ def start(server: Server, cache: Path, tmp_path: Path) -> Iterator[Start]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     """The held-out digits of ``models/digits/train.py`` with the answers of `keras.Model.predict`."""
     path = tmp_path_factory.mktemp("digits") / "digits.npz"
-    run_python(CLIENTS / "keras_predict.py", MODELS / "digits", path)
+    run_python(CLIENTS / "keras_predict.py", DIGITS, path)
     saved: Any = np.load(path)
     return Digits(saved["images"], saved["labels"], saved["probabilities"], float(saved["accuracy"]))
 

@@ -19,6 +19,8 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
+DIGITS = MODELS / "digits" / "1"
+"""What most tests serve: one small model, whose answers differ from one digit to the next."""
 START_S = 300.0
 """How long a server may take until it is ready, with all models to convert and a busy machine."""
 STOP_S = 30.0

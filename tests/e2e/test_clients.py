@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import CLIENTS, Digits, Start, run_python
-from tests.e2e.process import MODELS, Server
+from tests.e2e.process import DIGITS, Server
 
 _ROWS = 5
 
@@ -87,7 +87,7 @@ def test_tritonclient_over_grpc(server: Server, digits: Digits, images: Path):
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_tritonclients_coroutines(start: Start, digits: Digits, images: Path, protocol: str):
     """A model is loaded, asked at the same time in each form (over gRPC on a stream too), and unloaded."""
-    server = start(MODELS, "--model-control", "explicit")
+    server = start(DIGITS, "--model-control", "explicit")
     report = ask_either(server, "triton_aio.py", protocol, images)
     for probabilities in report.pop("answers"):
         assert_as_keras(probabilities, digits)

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2
 from service.rpc._generated.inference import open_inference_pb2 as pb
 from tests.e2e.callers import OpenInferenceGrpc
 from tests.e2e.conftest import CLIENTS, Digits, Start, run_python
-from tests.e2e.process import MODELS, ROOT, Server, command, environment
+from tests.e2e.process import DIGITS, ROOT, Server, command, environment
 
 pytest.importorskip("pyvoy", reason="the package pyvoy is not there: this platform has no Envoy")
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -30,7 +30,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 def envoy(server: Server, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One over Envoy, ready; SIGTERM ends it with exit code 0."""
     log = tmp_path_factory.mktemp("envoy") / "log"
-    running = Server(MODELS, "--cache-dir", cache, "--grpc-transport", "envoy", "--max-queue-rows", "50000", log=log)
+    running = Server(DIGITS, "--cache-dir", cache, "--grpc-transport", "envoy", "--max-queue-rows", "50000", log=log)
     try:
         running.wait_ready()
         yield running
@@ -135,7 +135,7 @@ def test_plain_http_is_told_what_is_spoken_here(envoy: Server):
 
 def test_stopping_is_told_and_clean(start: Start):
     """Those who watch learn that it stops; then the process ends with exit code 0 and without a word of a fault."""
-    server = start(MODELS, "--grpc-transport", "envoy")
+    server = start(DIGITS, "--grpc-transport", "envoy")
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=60)
         statuses = (health_pb2.HealthCheckResponse.FromString(data).status for data in watch)
@@ -155,7 +155,7 @@ def test_stopped_while_models_load(start: Start, tmp_path: Path):
     """The child that converts ends too, and nothing is left behind."""
     cache = tmp_path / "fresh"
     cache.mkdir()
-    server = start(MODELS, "--grpc-transport", "envoy", wait=False, cache=cache)
+    server = start(DIGITS, "--grpc-transport", "envoy", wait=False, cache=cache)
     server.wait(lambda: "importing digits" in server.log and bool(server.children()), "importing")
     children = server.children()
     server.signal()
@@ -169,7 +169,7 @@ def test_a_model_is_converted_in_the_child(start: Start, digits: Digits, tmp_pat
     """The child is the interpreter that Kiln was started with, not Envoy."""
     cache = tmp_path / "fresh"
     cache.mkdir()
-    server = start(MODELS, "--grpc-transport", "envoy", cache=cache)
+    server = start(DIGITS, "--grpc-transport", "envoy", cache=cache)
     status, answer = server.predict({"instances": digits.images[:1].tolist()})
     assert status == 200
     assert np.allclose(answer["predictions"], digits.probabilities[:1], rtol=0, atol=1e-4)
@@ -180,7 +180,7 @@ def test_a_port_that_is_taken(flag: str, name: str):
     """Exit code 1 and one line that names it, as with grpcio."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = _run(MODELS, "--host", "127.0.0.1", *_ports(flag, port))
+        done = _run(DIGITS, "--host", "127.0.0.1", *_ports(flag, port))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert f"kiln serve: the {name} port 127.0.0.1:{port} cannot be bound: " in done.stderr
 
@@ -213,7 +213,7 @@ def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_without_the_package(tmp_path: Path):
     """Exit code 1, and what to install."""
     hide = "import sys; sys.modules['pyvoy'] = None; from service.cli import main; sys.exit(main(sys.argv[1:]))"
-    arguments = ["serve", str(MODELS), "--grpc-transport", "envoy"]
+    arguments = ["serve", str(DIGITS), "--grpc-transport", "envoy"]
     done = subprocess.run(
         [sys.executable, "-c", hide, *arguments],
         cwd=ROOT,

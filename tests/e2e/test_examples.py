@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import CLIENTS, Digits, run_python
-from tests.e2e.process import MODELS, Server
+from tests.e2e.process import DIGITS, Server
 from tests.e2e.test_clients import ask, ask_either, assert_as_keras
 
 CLASSES = [[["a", 11.0], ["b", 12.0], ["c", 13.0]], [["a", 4.5], ["b", 5.5], ["c", 6.5]]]
@@ -25,7 +25,7 @@ EXAMPLES = {"context": {"bias": 10.0}, "examples": [{"x": [1.0, 0.0]}, {"x": [0.
 def models(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of ``digits`` and of a model that parses examples, which compresses every answer."""
     folder = tmp_path_factory.mktemp("examples")
-    shutil.copytree(MODELS / "digits", folder / "models" / "digits")
+    shutil.copytree(DIGITS, folder / "models" / "digits" / "1")
     run_python(CLIENTS / "save_examples_model.py", folder / "models" / "parsed" / "1")
     running = Server(folder / "models", "--cache-dir", cache, "--gzip-min-bytes", "1", log=folder / "log")
     try:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import CLIENTS, Digits, Start, run_python
-from tests.e2e.process import MODELS
+from tests.e2e.process import DIGITS
 
 _ROWS = 5
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -22,7 +22,7 @@ _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 def seen(start: Start, digits: Digits, tmp_path: Path, request: pytest.FixtureRequest) -> Any:
     """What the client reports over a protocol."""
     models = tmp_path / "models"
-    shutil.copytree(MODELS / "digits" / "1", models / "digits" / "1")
+    shutil.copytree(DIGITS, models / "digits" / "1")
     (models / "digits" / "labels.txt").write_text("\n".join(_NAMES) + "\n")
     server = start(models)
     np.save(tmp_path / "images.npy", digits.images[:_ROWS])

@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.callers import TIMEOUT_S, Caller, Outcome, callers
 from tests.e2e.conftest import Digits, Start
-from tests.e2e.process import MODELS, STOP_S, Server
+from tests.e2e.process import DIGITS, STOP_S, Server
 
 CALLERS = 64
 ROUNDS = 25
@@ -64,7 +64,7 @@ def test_each_of_many_callers_gets_its_own_answer(server: Server, digits: Digits
 
 def test_callers_of_all_dialects_share_one_batch(start: Start, digits: Digits):
     """Eight callers of four dialects that fill one batch are answered from one run, each with its own row."""
-    server = start(MODELS, "--max-batch-rows", "8", "--batch-wait-ms", "10000")
+    server = start(DIGITS, "--max-batch-rows", "8", "--batch-wait-ms", "10000")
     with calling(server, digits, 8, lambda outcome: outcome.answered == 1) as outcomes:
         pass
     assert_all_right(outcomes)
@@ -74,7 +74,7 @@ def test_callers_of_all_dialects_share_one_batch(start: Start, digits: Digits):
 
 def test_sigterm_under_load(start: Start, digits: Digits):
     """Under load SIGTERM cuts and falsifies nothing: callers are answered until they are refused."""
-    server = start(MODELS)
+    server = start(DIGITS)
     with calling(server, digits, CALLERS, lambda outcome: False) as outcomes:
         server.wait(lambda: all(outcome.answered >= 3 for outcome in outcomes), "three rounds")
         told = time.monotonic()
@@ -92,7 +92,7 @@ def test_sigterm_under_load(start: Start, digits: Digits):
 
 def test_what_was_accepted_is_answered_after_sigterm(start: Start, digits: Digits):
     """Requests that wait when SIGTERM comes are answered rightly, while new ones are refused, then exit code 0."""
-    server = start(MODELS, "--batch-wait-ms", "5000")
+    server = start(DIGITS, "--batch-wait-ms", "5000")
     with calling(server, digits, 8, lambda outcome: outcome.answered == 1) as outcomes:
         server.wait(lambda: server.metric("kiln_requests_in_flight") == 8, "eight requests held")
         server.signal()
@@ -112,7 +112,7 @@ def test_what_was_accepted_is_answered_after_sigterm(start: Start, digits: Digit
 
 def test_the_drain_time_is_kept(start: Start, digits: Digits):
     """A request that cannot be finished within the drain time is refused, not cut, and the server exits with 0."""
-    server = start(MODELS, "--batch-wait-ms", "10000", "--drain-s", "0.5")
+    server = start(DIGITS, "--batch-wait-ms", "10000", "--drain-s", "0.5")
     with calling(server, digits, 4, lambda outcome: outcome.answered == 1) as outcomes:
         server.wait(lambda: server.metric("kiln_requests_in_flight") == 4, "four requests held")
         server.signal()
@@ -123,7 +123,7 @@ def test_the_drain_time_is_kept(start: Start, digits: Digits):
 
 def test_a_second_sigterm_stops_at_once(start: Start, digits: Digits):
     """While a request keeps the server draining, a second SIGTERM ends it at once."""
-    server = start(MODELS, "--batch-wait-ms", "10000")
+    server = start(DIGITS, "--batch-wait-ms", "10000")
     with calling(server, digits, 1, lambda outcome: outcome.answered == 1) as outcomes:
         server.wait(lambda: server.metric("kiln_requests_in_flight") == 1, "a request held")
         server.signal()

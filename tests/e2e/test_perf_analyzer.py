@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.process import MODELS, Server
+from tests.e2e.process import DIGITS, Server
 
 COMMAND = os.environ.get("KILN_PERF_ANALYZER", "")
 _REQUESTS = 50
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.skipif(not COMMAND, reason="KILN_PERF_ANALYZER names no
 @pytest.fixture(scope="module")
 def shared(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of ``digits`` that takes tensors in shared memory."""
-    running = Server(MODELS, "--cache-dir", cache, "--shared-memory", log=tmp_path_factory.mktemp("shared") / "log")
+    running = Server(DIGITS, "--cache-dir", cache, "--shared-memory", log=tmp_path_factory.mktemp("shared") / "log")
     try:
         running.wait_ready()
         yield running

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import CLIENTS, Start, run_python
-from tests.e2e.process import MODELS, ROOT, Server, environment, wait_for
+from tests.e2e.process import DIGITS, ROOT, Server, environment, wait_for
 
 _FAST = ("--plan", "signature", "--max-batch-rows", "4", "--poll-s", "0.2")
 _ROW = {"instances": [[0.0, 0.0]]}
@@ -104,7 +104,7 @@ def test_labels_follow_the_config_file(start: Start, models: Path, numbers: Path
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_tritonclient_loads_and_unloads(start: Start, protocol: str):
     """The repository extension by its own client, over both protocols."""
-    server = start(MODELS, *_FAST, "--model-control", "explicit")
+    server = start(DIGITS, *_FAST, "--model-control", "explicit")
     port = server.rest_port if protocol == "http" else server.grpc_port
     done = run_python(CLIENTS / "triton_repository.py", protocol, f"127.0.0.1:{port}")
     seen = json.loads(done.stdout)

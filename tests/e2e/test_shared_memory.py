@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.conftest import CLIENTS, Digits, Start, run_python
-from tests.e2e.process import MODELS, Server
+from tests.e2e.process import DIGITS, Server
 
 _ROWS = 5
 PROTOCOLS = pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -32,7 +32,7 @@ def ask(server: Server, protocol: str, images: Path) -> Any:
 @PROTOCOLS
 def test_tritonclient_with_shared_memory(start: Start, digits: Digits, images: Path, protocol: str):
     """Images in and probabilities out through an object of /dev/shm, as Keras gives them; regions come and go."""
-    report = ask(start(MODELS, "--shared-memory"), protocol, images)
+    report = ask(start(DIGITS, "--shared-memory"), protocol, images)
     for answer in ("probabilities", "inline"):
         np.testing.assert_allclose(report.pop(answer), digits.probabilities[:_ROWS], rtol=0, atol=1e-4)
     assert report == {"regions": ["digits"], "left": []}

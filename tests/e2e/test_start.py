@@ -20,9 +20,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from tests.e2e.conftest import Digits, Start
-from tests.e2e.process import MODELS, ROOT, Server, command, environment
+from tests.e2e.process import DIGITS, ROOT, Server, command, environment
 
-MODEL_FILE = MODELS / "digits" / "1" / "model.keras"
+MODEL_FILE = DIGITS / "model.keras"
 _HEAVY = ("tensorflow", "keras", "openvino", "grpc", "fastapi", "uvicorn", "numpy", "pydantic")
 """What ``kiln --help`` has no use for."""
 
@@ -90,7 +90,7 @@ def test_one_model_under_a_name(start: Start, digits: Digits):
 def test_a_broken_model_beside_a_good_one(start: Start, digits: Digits, tmp_path: Path):
     """What does not load is reported in log, status and metric, and does not keep digits from being served."""
     models = tmp_path / "models"
-    shutil.copytree(MODELS / "digits", models / "digits")
+    shutil.copytree(DIGITS, models / "digits" / "1")
     (models / "broken" / "1").mkdir(parents=True)
     (models / "broken" / "1" / "model.keras").write_bytes(b"no zip archive")
     (models / "hollow" / "7").mkdir(parents=True)
@@ -133,7 +133,7 @@ def fresh(tmp_path: Path) -> Path:
 @pytest.fixture
 def loading(start: Start, fresh: Path) -> Server:
     """A server that converts digits: the child process for it has begun."""
-    server = start(MODELS, wait=False, cache=fresh)
+    server = start(DIGITS, wait=False, cache=fresh)
     server.wait(lambda: "importing digits" in server.log and bool(server.children()), "importing")
     return server
 
@@ -170,7 +170,7 @@ def test_settings_from_flag_environment_and_file(start: Start, digits: Digits, t
     config = tmp_path / "kiln.yaml"
     config.write_text("oversize: refuse\nmax_batch_rows: 16\nrest_port: 1\n")
     env = {"KILN_MAX_BATCH_ROWS": "4", "KILN_LOG_FORMAT": "json", "KILN_GRPC_PORT": "1"}
-    server = start(MODELS, "--config", config, env=env)
+    server = start(DIGITS, "--config", config, env=env)
     status, answer = server.predict({"instances": digits.images[:5].tolist()})
     assert (status, answer) == (400, {"error": "at most 4 rows per request are taken, got 5"})
     assert server.predict({"instances": digits.images[:4].tolist()})[0] == 200

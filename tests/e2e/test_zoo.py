@@ -135,6 +135,17 @@ def _from_proto(proto: Any) -> NDArray[Any]:
 
 
 @pytest.fixture(scope="module")
+def server(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """All of ``models/`` in one process, as ``make serve`` serves them."""
+    running = Server(MODELS, "--cache-dir", cache, log=tmp_path_factory.mktemp("zoo") / "log")
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        running.kill()
+
+
+@pytest.fixture(scope="module")
 def asking(server: Server) -> Iterator[Asking]:
     options = [("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as channel:

@@ -69,6 +69,8 @@ def models(tf: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
             root / "shapes",
             {
                 "scalar": (lambda x: {"y": x + 1.0}, {"x": (tf.float32, ())}),
+                "word": (lambda x: {"y": x}, {"x": (tf.string, ())}),
+                "word_of_any_rank": (lambda x: {"y": x}, {"x": (tf.string, None)}),
                 "fixed": (lambda x: {"y": x + 1.0}, {"x": (tf.float32, (4,))}),
                 "any_rank": (lambda x: {"y": x + 1.0}, {"x": (tf.float32, None)}),
                 "no_rows_out": (lambda x: {"y": tf.reduce_sum(x)}, {"x": batch_of_3}),
@@ -141,6 +143,16 @@ def test_signatures_without_rows_are_run_as_they_are(
     assert (signature.batched, signature.inputs[0].shape) == (batched, shape)
     x = np.array(given, np.float32)
     np.testing.assert_array_equal(run(models["shapes"], {"x": x}, name)["y"], x + 1)
+
+
+@pytest.mark.parametrize("name", ["scalar", "word", "word_of_any_rank"])
+def test_a_scalar_comes_out_as_an_array(models: dict[str, SavedModel], name: str) -> None:
+    """Of no dimensions, with its type: left to itself the session gives a number or bare bytes."""
+    signature = models["shapes"].signatures[name]
+    given: Any = b"caf\xc3\xa9" if name != "scalar" else 1.0
+    y = run(models["shapes"], {"x": np.array(given, signature.inputs[0].dtype.numpy)}, name)["y"]
+    assert isinstance(y, np.ndarray)
+    assert (y.shape, y.dtype, y.item()) == ((), signature.outputs[0].dtype.numpy, given if name != "scalar" else 2.0)
 
 
 def test_rows_must_come_out_too(models: dict[str, SavedModel]) -> None:

@@ -199,10 +199,19 @@ def loaded_by(code: str, names: set[str]) -> list[str]:
     return str(result.stdout.splitlines()[-1]).split()[1:]
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["serve", "--help"], ["serve"]])
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["--version"], ["serve", "--help"], ["serve"], ["import"], ["import", "x", "--import-timeout-s", "x"]],
+)
 def test_help_and_errors_are_quick(args: list[str]):
     """What needs no server loads neither the front ends nor what models need."""
     assert loaded_by(f"from service.cli import main; main({args!r})", HEAVY) == []
+
+
+def test_the_package_is_quick():
+    """``import service`` loads nothing, though `service.export` is there."""
+    assert loaded_by("import service; assert 'export' not in vars(service)", {*HEAVY, "pydantic"}) == []
+    assert loaded_by("import service; service.export", {"tensorflow", "keras", "openvino", "grpc"}) == []
 
 
 def test_the_server_does_not_load_what_no_model_needs():

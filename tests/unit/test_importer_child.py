@@ -122,6 +122,7 @@ def keras(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
     fake.saving = types.SimpleNamespace(load_model=load_model)
     monkeypatch.setitem(sys.modules, "keras", fake)
+    monkeypatch.setattr(importer, "modernise", lambda source, work: source)
     monkeypatch.setattr(importer, "scan_file", lambda path, trusted: None)
     monkeypatch.setattr(importer, "_limit_resources", lambda: None)
     monkeypatch.setattr(importer, "_end_with_parent", lambda work: None)
@@ -135,6 +136,7 @@ def test_the_child_converts(keras: types.SimpleNamespace, tmp_path: Path) -> Non
     assert keras.options == {"compile": False, "safe_mode": True, "custom_objects": {}}
 
 
+OTHER_BACKEND = "Kiln runs layers on TensorFlow: write the layer with keras.ops, which runs on every backend"
 NO_SHAPE = "the model has no input shape: call or build it once before saving it"
 
 
@@ -143,6 +145,18 @@ NO_SHAPE = "the model has no input shape: call or build it once before saving it
     [
         (ValueError("\nbad config\nmore"), "Keras cannot load it: ValueError: bad config"),
         (KeyError(), "Keras cannot load it: KeyError: "),
+        (
+            TypeError("Error when deserializing class 'A' using config={}.\n\nException encountered: no groups\n"),
+            "Keras cannot load it: TypeError: no groups",
+        ),
+        (
+            TypeError("<tf.Tensor> is not a valid JAX type"),
+            "Keras cannot load it: TypeError: <tf.Tensor> is not a valid JAX type; " + OTHER_BACKEND,
+        ),
+        (
+            TypeError("conv: no tensor\nat torch.nn"),
+            "Keras cannot load it: TypeError: conv: no tensor (in code for torch); " + OTHER_BACKEND,
+        ),
         (FakeKerasModel(built=False), NO_SHAPE),
         (FakeKerasModel(inputs=()), NO_SHAPE),
         (object(), NO_SHAPE),

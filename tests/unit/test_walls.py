@@ -53,6 +53,9 @@ ASIDE = {
 }
 """What stands beside the rooms, and which of them are handed it."""
 
+OPENERS = ("service/registry/importer.py", "service/registry/reference.py", "service/registry/training.py")
+"""What opens Keras files in a child process, and what the process that trains calls."""
+
 WALLS = {
     "fastapi": ("service/rest/",),
     "starlette": ("service/rest/",),
@@ -61,8 +64,8 @@ WALLS = {
     "grpc_health": ("service/rpc/",),
     "grpc_reflection": ("service/rpc/",),
     "google.protobuf": ("service/rpc/",),
-    "tensorflow": ("service/runtime/", "service/registry/importer.py"),
-    "keras": ("service/runtime/", "service/registry/importer.py"),
+    "tensorflow": ("service/runtime/", *OPENERS),
+    "keras": ("service/runtime/", *OPENERS),
     "openvino": ("service/runtime/", "service/registry/importer.py"),
     "prometheus_client": ("service/metrics.py", "service/tallies.py", "service/gauges.py"),
     "pynvml": ("service/gpus.py",),

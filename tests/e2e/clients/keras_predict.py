@@ -1,4 +1,4 @@
-"""What Keras itself says of the held-out digits: ``MODEL_FOLDER TARGET.npz``."""
+"""What Keras itself says of the held-out digits: ``VERSION_FOLDER TARGET.npz``."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ def _training(folder: Path) -> Any:
 
 def main(folder: Path, target: Path) -> None:
     """Write images (rows, 8, 8, 1), labels (rows,), probabilities (rows, 10) and the accuracy."""
-    train = _training(folder)
-    _, held_out = train.load_splits()
+    train = _training(folder.parent)
+    inputs, labels = train.held_out()
+    images = inputs["image"]
     import keras
 
-    model = keras.saving.load_model(folder / "1" / "model.keras", compile=False)
-    probabilities = model.predict(held_out.images, batch_size=len(held_out.images), verbose=0)
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    probabilities = model.predict(images, batch_size=len(images), verbose=0)
     np.savez(
         target,
-        images=held_out.images,
-        labels=held_out.labels,
+        images=images,
+        labels=labels,
         probabilities=probabilities,
-        accuracy=train.accuracy(probabilities, held_out.labels),
+        accuracy=train.score({"output_0": probabilities}, labels),
     )
 
 

@@ -1,0 +1,1 @@
+"""Programs that save models in processes of their own, with other versions and backends of Keras."""
