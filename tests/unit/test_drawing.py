@@ -62,8 +62,16 @@ def test_attempts_go_from_the_sample_to_zeros() -> None:
     open_ = drawer(TensorSpec("x", DataType.FP32, (None, None)), sample={"x": np.full((1, 9), 7, np.float32)})
     seen = [(batch["x"].shape[1], bool(batch["x"].any())) for _ in open_.attempts() for batch in [open_.batch(1)]]
     assert seen == [(9, True), (32, True), (1, True), (224, True), (32, False), (1, False), (224, False)]
-    words = drawer(TensorSpec("x", DataType.BYTES, (None,)))
-    assert [words.batch(2)["x"].tolist() for _ in words.attempts()] == [[b"a few words", b""], [b"", b""]]
+
+
+def test_strings_may_be_images() -> None:
+    """A model that takes no words is given none, and then PNG files of several sizes, which is how it is warmed up."""
+    strings = drawer(TensorSpec("x", DataType.BYTES, (None,)))
+    words, empty, images, again = [strings.batch(2)["x"].tolist() for _ in strings.attempts()]
+    assert (words, empty) == ([b"a few words", b""], [b"", b""])
+    assert all(image.startswith(b"\x89PNG") for image in images)
+    assert len(set(images)) == 2
+    assert again == images
 
 
 def edges(spec: TensorSpec, ends: tuple[int, int] | None = None) -> dict[str, Any]:

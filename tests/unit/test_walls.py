@@ -80,7 +80,12 @@ WALLS = {
         "service/runtime/planning.py",
         "service/rest/",
     ),
-    "PIL": ("service/rest/door_images.py", "service/rest/door_openapi.py"),
+    "PIL": (
+        "service/rest/door_images.py",
+        "service/rest/door_openapi.py",
+        "service/registry/samples.py",
+        "service/runtime/drawing.py",
+    ),
     "python_multipart": ("service/rest/door_body_codec.py",),
     "pydantic_settings": ("service/settings.py",),
 }
