@@ -106,9 +106,9 @@ def test_plans_are_told_by_two_commands(
     assert told.out == "a table\n"
     assert told.err == (f"kiln {command}: {text}\n" if text else "")
     assert asked == [("m", 8, command == "plan")]
-    assert ran.logs == [("error" if command == "inspect" else "info", "text")]
+    assert ran.logs == [("error" if command == "inspect" else "info", "console")]
     assert main([command, "m", "--log-level", "debug"]) == code
-    assert ran.logs[1] == ("debug", "text")
+    assert ran.logs[1] == ("debug", "console")
 
 
 @pytest.mark.parametrize("command", ["inspect", "plan"])
