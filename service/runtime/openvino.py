@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -44,10 +45,7 @@ class OpenVinoPlan:
         self._signature = signature
         self._programs = programs
         check_supported(signature)
-        try:
-            import openvino as ov
-        except ImportError as error:
-            raise PlanUnavailable("openvino is not installed") from error
+        ov = _load_openvino()
         # left to itself OpenVINO takes bfloat16 where the CPU has it, which differed from TensorFlow by 1e-3
         self._options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
@@ -148,6 +146,21 @@ def check_supported(signature: Signature) -> None:
         raise PlanUnavailable("the signature has no batch dimension")
     if any(spec.dtype is DataType.BYTES for spec in (*signature.inputs, *signature.outputs)):
         raise PlanUnavailable("strings are left to TensorFlow")
+
+
+def _load_openvino() -> Any:
+    """OpenVINO without its telemetry, which would fork this process at the import and send usage to a third party.
+
+    Raises:
+        PlanUnavailable: it is not installed.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an import of it fails; that is foreseen
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise PlanUnavailable("openvino is not installed") from error
+    return ov
 
 
 def _check_names(model: Any, signature: Signature) -> None:

@@ -6,9 +6,11 @@ anew without the plan that it was at.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -153,7 +155,7 @@ class Planning:
         with self._lock:
             self._is_cancelled = True
             if self._child is not None:
-                self._child.kill()
+                _end(self._child)
 
     def _run_child(self, request: Request, work: Path, tell: Callable[[str], None]) -> tuple[int | None, str, str]:
         """Exit code (None: ended for its silence), the plan that it was at, and its last words."""
@@ -164,7 +166,7 @@ class Planning:
                 return 1, "", ""
             self._child = child = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env=environment,
+                env=environment, start_new_session=True,
             )  # fmt: skip
         assert child.stdin is not None
         assert child.stdout is not None
@@ -176,8 +178,15 @@ class Planning:
             _send(child.stdin, request)
             at, is_hung = _follow(child, tell)
             status = child.wait()
-            errors.join(1.0)
+            _end(child)
+            errors.join()
         return None if is_hung else status, at, " ".join(line.strip() for line in last if line.strip())[-300:]
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End the child, and what it has started: a process of its own that lives on holds its pipes open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _send(stdin: IO[str], request: Request) -> None:
@@ -197,9 +206,11 @@ def _follow(child: subprocess.Popen[str], tell: Callable[[str], None]) -> tuple[
 
     def watch() -> None:
         while not done.wait(1.0):
-            if time.monotonic() - heard[0] > _SILENCE_S:
+            is_dead = child.poll() is not None
+            if not is_dead and time.monotonic() - heard[0] > _SILENCE_S:
                 is_hung.set()
-                child.kill()
+            if is_dead or is_hung.is_set():
+                _end(child)
                 return
 
     threading.Thread(target=watch, daemon=True).start()
@@ -339,6 +350,8 @@ def _clear_programs(place: Path, record: ModelRecord) -> None:
 def main() -> int:
     """Plan as the request on stdin says, and write the record; 0 if that was done."""
     os.nice(_NICENESS)
+    with contextlib.suppress(OSError):  # should memory run out, no other process is to go for it
+        Path("/proc/self/oom_score_adj").write_text("1000")
     request = _ADAPTER.validate_json(sys.stdin.readline())
     _end_with_parent(sys.stdin)
     keep_programs_in(Path(request.programs_dir))
