@@ -10,13 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from service.runtime.base import PlanName
 from service.runtime.devices import load_tensorflow
 from service.runtime.memory import resident_bytes
 from service.runtime.model import LoadedModel, RuntimeOptions
+from service.runtime.planning import PlanningOptions
 
 _WIDTH = 2560
 _LAYERS = 4
@@ -42,11 +44,14 @@ def write_model(path: Path, constants: bool) -> None:  # noqa: FBT001 - handed t
     tf.saved_model.save(module, str(path), signatures=signature)
 
 
-def load_and_unload(path: Path, rounds: int, plan: Any) -> Iterator[tuple[int, int]]:
+def load_and_unload(path: Path, rounds: int, plan: PlanName) -> Iterator[tuple[int, int]]:
     """Resident MiB while the model is loaded and warm, and after its unload, for each round."""
     for _ in range(rounds):
-        model = LoadedModel(path, RuntimeOptions(_MAX_BATCH_ROWS, plan))
+        model = LoadedModel(
+            path, RuntimeOptions(PlanningOptions(_MAX_BATCH_ROWS, plan), plan_dir=path.parent / "plans")
+        )
         model.warm_up()
+        model.plan()
         loaded = resident_bytes()[0] // _MIB
         model.close()
         yield loaded, resident_bytes()[0] // _MIB
@@ -55,16 +60,17 @@ def load_and_unload(path: Path, rounds: int, plan: Any) -> Iterator[tuple[int, i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--plan", choices=["auto", "signature", "openvino"], default="signature")
+    parser.add_argument("--plan", choices=get_args(PlanName), default="signature")
     parser.add_argument("--constants", action="store_true", help="weights are constants of the graph, not variables")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        writer = get_context("spawn").Process(target=write_model, args=(Path(folder), options.constants))
+        path = Path(folder) / "model"
+        writer = get_context("spawn").Process(target=write_model, args=(path, options.constants))
         writer.start()  # what writing leaves in memory would be in every row
         writer.join()
         print("| round | loaded, MiB | unloaded, MiB |")
         print("|---|---|---|")
-        for number, (loaded, unloaded) in enumerate(load_and_unload(Path(folder), options.rounds, options.plan), 1):
+        for number, (loaded, unloaded) in enumerate(load_and_unload(path, options.rounds, options.plan), 1):
             print(f"| {number} | {loaded} | {unloaded} |", flush=True)
 
 

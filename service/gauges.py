@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from service.batching.queue import Limits
 from service.gpus import ReadGpus
 from service.registry.lifecycle import State, VersionStatus
-from service.runtime.plan_record import SignatureRecord
+from service.runtime.records import SignatureRecord
 
 _VERSION = ("model", "version")
 _LONGEST_REASON = 200

@@ -29,7 +29,8 @@ def look_at(settings: Settings, *, tell: Callable[[str], None], plan: bool) -> l
         try:
             model = options.load(options.materialize(source), config)
             try:
-                _tell(source, model, tell, plan=plan)
+                if not _tell(source, model, tell, plan=plan):
+                    failures.append(f"{source.model} v{source.version}: not planned; --log-level warning tells why")
             finally:
                 model.close()
         except KilnError as error:
@@ -49,15 +50,18 @@ def _served(sources: Sequence[Source], configs: Mapping[str, ModelConfig]) -> li
     ]
 
 
-def _tell(source: Source, model: Model, tell: Callable[[str], None], *, plan: bool) -> None:
+def _tell(source: Source, model: Model, tell: Callable[[str], None], *, plan: bool) -> bool:
+    """False where planning was called for and failed."""
     model.warm_up()
-    if not model.is_planned:
+    is_planned = True
+    if model.needs_planning and not model.is_planned:
         tell(f"{source.model} v{source.version}: looking for its fastest plans")
-        model.plan(tell)
-    elif plan:
+        is_planned = model.plan(tell)
+    elif plan and model.is_planned:
         tell(f"{source.model} v{source.version}: planned before")
     tell(f"\n{source.model} v{source.version} on {model.device}")
     for name, signature in model.signatures.items():
         record = model.plans[name]
         tell(f"\n{name}: {signature.describe()}")
         tell(f"as {record.twin}" if record.twin else plans_table(record))
+    return is_planned

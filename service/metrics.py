@@ -28,7 +28,7 @@ from service.errors import Code
 from service.gauges import GpuGauges, VersionGauges
 from service.gpus import ReadGpus, no_gpus
 from service.registry.lifecycle import State, VersionStatus
-from service.runtime.plan_record import SignatureRecord
+from service.runtime.records import SignatureRecord
 from service.series import Goal, RequestSeries, VersionMetrics
 from service.tallies import Counts, Sums, Tallies
 

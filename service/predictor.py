@@ -18,7 +18,7 @@ from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidAr
 from service.metrics import Metrics, ObservedRequest
 from service.registry.config import ModelConfig
 from service.registry.lifecycle import VersionStatus
-from service.runtime.plan_record import SignatureRecord
+from service.runtime.records import SignatureRecord
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
 from service.trace_context import trace_id
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from service.batching.queue import Lane
 from service.runtime.memory import MemoryUse
-from service.runtime.plan_record import SignatureRecord
+from service.runtime.records import SignatureRecord
 from service.tensors import DataType, Signature, Tensors, TensorSpec
 
 DOUBLE = Signature(

@@ -41,9 +41,10 @@ def model_configuration(info: ModelInfo) -> dict[str, Any]:
         "instance_group": [_instances(info)],
         "model_transaction_policy": {"decoupled": False},
     }
+    plans = info.plans.get(signature.name)
     if signature.batched:
         told["dynamic_batching"] = {
-            "preferred_batch_size": list(buckets_up_to(info.max_batch_rows)),
+            "preferred_batch_size": sorted(plans.chosen) if plans else list(buckets_up_to(info.max_batch_rows)),
             "max_queue_delay_microseconds": round(info.batch_wait_s * 1e6),
             "default_queue_policy": {"allow_timeout_override": True},
         }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from service.runtime.plan_record import SIGNATURE_PLAN, Measured, SignatureRecord
+from service.runtime.records import SIGNATURE_PLAN, Difference, Measured, SignatureRecord
 
 _HEADS = ("plan", "rows", "µs", "rows/s", "largest difference", "compile s", "memory MB", "chosen")
 
@@ -57,8 +57,6 @@ def _signature(record: SignatureRecord) -> dict[str, Any]:
 
 
 def _unmeasured(record: SignatureRecord) -> Iterable[Measured]:
-    from service.runtime.parity import Difference
-
     for rows, cell in record.chosen.items():
         yield Measured(cell.plan, rows, cell.seconds, math.nan, Difference(), 0.0, 0)
 

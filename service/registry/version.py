@@ -25,7 +25,7 @@ from service.registry.repository import Source
 from service.registry.room import Room
 from service.runtime.base import signatures_line
 from service.runtime.memory import MemoryUse
-from service.runtime.plan_record import SignatureRecord
+from service.runtime.records import SignatureRecord
 from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.registry")
@@ -120,6 +120,7 @@ class Version:
         self.last_used = time.monotonic()
         self._on_change = on_change
         self._planning: asyncio.Task[None] | None = None
+        self._has_turn = False
 
     def __repr__(self) -> str:
         return f"<Version {self.lifecycle!r}>"
@@ -209,6 +210,7 @@ class Version:
         try:
             await asyncio.sleep(_FIRST_REQUESTS_S)
             async with turn:
+                self._has_turn = True
                 start = time.monotonic()
                 _log.info("%s: looking for its fastest plans", self.label)
                 is_changed = await result_of(runner, model.plan)
@@ -281,7 +283,9 @@ class Version:
         is_drained = await self.batcher.stop(max(stop - time.monotonic(), 0.0))
         metrics.forget_version(self.source.model, self.source.version)
         if loader is not None and self._planning is not None:
-            await self._planning  # which was cancelled, but may be putting plans in use
+            if not self._has_turn:
+                self._planning.cancel()
+            await asyncio.wait([self._planning])  # whose child is ended, but it may be putting plans in use
         if loader is not None and is_drained:  # a run that hangs still needs its model
             await result_of(loader, self.model.close)
         self.model = self.batcher = None

@@ -11,8 +11,8 @@ from pathlib import Path
 from service.runtime.base import Plan, PlanName, PlanUnavailable, Precision
 from service.runtime.openvino import OpenVinoPlan, plan_name
 from service.runtime.parity import Tolerance
-from service.runtime.plan_record import SIGNATURE_PLAN
 from service.runtime.planner import Candidate
+from service.runtime.records import SIGNATURE_PLAN
 from service.runtime.savedmodel import SavedModel
 from service.tensors import Signature
 

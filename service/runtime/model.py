@@ -18,10 +18,11 @@ from service.runtime.candidates import Workshop, needs_tensorflow
 from service.runtime.devices import devices_for
 from service.runtime.drawing import Drawer
 from service.runtime.memory import MemoryUse, Meter, release_memory, stored_bytes
-from service.runtime.plan_record import SIGNATURE_PLAN, ModelRecord, PlanCache, SignatureRecord, machine, record_key
+from service.runtime.plan_record import PlanCache, machine, record_key
 from service.runtime.planner import first_inputs
 from service.runtime.planning import Planning, PlanningOptions, Request
 from service.runtime.ranges import outside
+from service.runtime.records import SIGNATURE_PLAN, ModelRecord, SignatureRecord
 from service.runtime.replica import Replica
 from service.runtime.table import Table, build_table, check_table, own_table, quick_record
 from service.runtime.warmup import WARM_UP_FILE, DecodeRecord, replay
@@ -76,6 +77,7 @@ class LoadedModel:
         """Whether it runs on what needs no TensorFlow, until that is loaded."""
         self._samples: dict[str, Tensors] = {}
         self._planning: Planning | None = None
+        self._is_cancelled = False
         self._running = 0
         self._lock = threading.Lock()
         self._free: SimpleQueue[Replica] = SimpleQueue()
@@ -121,7 +123,8 @@ class LoadedModel:
             KilnError: a signature fails on what it declares, or on a warm-up record.
         """
         if self._options.stateful:
-            self.plans = {name: SignatureRecord({}, note="stateful") for name in self.signatures}
+            own = {name: quick_record(s, {1: math.inf}, SIGNATURE_PLAN) for name, s in self.signatures.items()}
+            self.plans = {name: replace(record, note="stateful") for name, record in own.items()}
         else:
             if self._replicas[0].loaded is not None:
                 self._samples = self._replay()
@@ -147,6 +150,7 @@ class LoadedModel:
             self._is_cold = False
             if self._adopt(self._record):
                 return True
+            self._warm_up_own()  # what it began with may be wrong too
         options = self._options
         assert options.plan_dir is not None
         request = Request(
@@ -154,11 +158,14 @@ class LoadedModel:
             self._about, options.planning, tuple(sorted(options.allow_operations)),
         )  # fmt: skip
         self._planning = Planning(request, self._samples)
+        if self._is_cancelled:  # before there was anything to end
+            return False
         record = self._planning.run(tell)
         return record is not None and self._adopt(record)
 
     def cancel_planning(self) -> None:
-        """End `plan`, which another thread is in."""
+        """End `plan`, which another thread is in or will be."""
+        self._is_cancelled = True
         if self._planning is not None:
             self._planning.cancel()
 
@@ -222,7 +229,7 @@ class LoadedModel:
             self._is_cold
             or any(s.takes_other_shapes for s in self.signatures.values())
             or any(
-                not record.chosen or record.ranges or any(needs_tensorflow(name) for name, _ in record.needed)
+                record.ranges or any(needs_tensorflow(name) for name, _ in record.needed)
                 for record in self.plans.values()
             )
         )
@@ -314,8 +321,6 @@ class LoadedModel:
     def _make_table(self, replica: Replica, signature: Signature, record: SignatureRecord, programs: Path) -> Table:
         options = self._options.planning
         own = replica.run_own(signature.name)
-        if not record.chosen:
-            record = quick_record(signature, {1: math.inf}, SIGNATURE_PLAN)
         workshop = Workshop(self._path, replica.loaded, programs)
         table = build_table(
             record, own, lambda name: workshop.build(name, signature), SIGNATURE_PLAN, pads=options.deterministic
@@ -348,7 +353,7 @@ class LoadedModel:
 def _starts_tensorflow(record: ModelRecord) -> bool:
     """Whether a plan that was chosen runs in TensorFlow."""
     names = {name for plans in record.plans.values() if not plans.twin for name, _ in plans.needed}
-    return any(needs_tensorflow(name) for name in names) or any(not plans.chosen for plans in record.plans.values())
+    return any(needs_tensorflow(name) for name in names)
 
 
 def _can_start_cold(record: ModelRecord) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.runtime.records import Difference
 from service.tensors import Array, Tensors
 
 
@@ -15,17 +16,6 @@ class Tolerance:
 
     relative: float = 1e-4
     absolute: float = 1e-5
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The largest differences seen: absolute, and relative to the wanted value."""
-
-    absolute: float = 0.0
-    relative: float = 0.0
-
-    def __or__(self, other: Difference) -> Difference:
-        return Difference(max(self.absolute, other.absolute), max(self.relative, other.relative))
 
 
 STRICT = Tolerance()

@@ -1,4 +1,4 @@
-"""What planning found out about a model, and where that is kept from one start to the next.
+"""Where what planning found out is kept from one start to the next.
 
 A record holds for one content, machine, set of libraries and set of options, whose digest is the name of its folder;
 what was compiled for it lies beside it.
@@ -14,7 +14,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,86 +23,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from service.runtime.devices import accelerators
-from service.runtime.parity import Difference
-from service.tensors import Signature
+from service.runtime.records import ModelRecord
 
 _log = logging.getLogger("kiln.planner")
 _FORMAT = 1
 """Raise it when records of before mean something else now."""
 _FILE = "record.json"
 _LIBRARIES = ("tensorflow", "openvino", "numpy")
-SIGNATURE_PLAN = "signature"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One plan at one number of rows; `compile_s` and `memory_bytes` are what preparing it took."""
-
-    plan: str
-    rows: int
-    seconds: float
-    cpu_s: float
-    difference: Difference
-    compile_s: float
-    memory_bytes: int
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """How batches of a bucket are run: by `plan`, `piece_rows` at a time; `seconds` is what that takes."""
-
-    plan: str
-    piece_rows: int
-    seconds: float
-    cpu_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class SignatureRecord:
-    """All that is known about one signature's plans.
-
-    `chosen` is by bucket. `best_rows` is the bucket with the most rows a second; with `streams` over 1 so many
-    batches run at once, by the plan `shared` where others run already, which gives `rows_per_s`. `ranges` are the
-    integers ``[lowest, highest]`` of an input on which all plans were seen to agree; others are left to the
-    signature plan. `left_out` has a reason for each plan that is not used at all or from some bucket on.
-    `invariance` is the largest difference between rows alone and the same rows in any bucket. A signature that is the
-    same function as another runs by the plans of that, its `twin`. `cold` is, by bucket, the fastest way that needs no
-    TensorFlow, with which a process can start while that is still being imported; empty if there is none.
-    """
-
-    chosen: dict[int, Chosen]
-    measured: tuple[Measured, ...] = ()
-    left_out: dict[str, str] = field(default_factory=dict)
-    best_rows: int = 0
-    streams: int = 1
-    shared: str = ""
-    rows_per_s: float = 0.0
-    ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
-    invariance: Difference = field(default_factory=Difference)
-    note: str = ""
-    twin: str = ""
-    cold: dict[int, Chosen] = field(default_factory=dict)
-
-    @property
-    def names(self) -> dict[int, str]:
-        """The plan of each bucket, ``openvino-1`` or, in pieces, ``openvino-1 (8 × 1)``."""
-        return {rows: _name(rows, cell) for rows, cell in self.chosen.items()}
-
-    @property
-    def needed(self) -> set[tuple[str, int]]:
-        """Plans and the numbers of rows that they are prepared for."""
-        cells = {(cell.plan, cell.piece_rows) for cell in self.chosen.values()}
-        return cells | ({(self.shared, rows) for rows in self.chosen} if self.streams > 1 else set())
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """What is known about a version: where it ran, its signatures, and the plans of each."""
-
-    device: str
-    signatures: dict[str, Signature]
-    left_out: dict[str, str]
-    plans: dict[str, SignatureRecord]
 
 
 _ADAPTER = TypeAdapter(ModelRecord)
@@ -122,15 +49,19 @@ class PlanCache:
         """The record of `key`; None if there is none that can be read."""
         file = self.place(key) / _FILE
         try:
-            return _ADAPTER.validate_json(file.read_bytes())
+            record = _ADAPTER.validate_json(file.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
             _log.warning("%s is not read: %s", file, " ".join(str(error).split())[:300])
             return None
+        if not _is_whole(record):
+            _log.warning("%s is not read: it does not have plans for each signature", file)
+            return None
+        return record
 
     def keep(self, key: str, record: ModelRecord, about: Mapping[str, Any]) -> None:
-        """Write a record, with what it holds for; programs that it does not need go."""
+        """Write a record, with what it holds for."""
         place = self.place(key)
         place.mkdir(parents=True, exist_ok=True)
         document = {**asdict(record), "about": dict(about)}
@@ -142,6 +73,17 @@ class PlanCache:
     def drop(self, key: str) -> None:
         """Forget a record and its programs."""
         shutil.rmtree(self.place(key), ignore_errors=True)
+
+
+def _is_whole(record: ModelRecord) -> bool:
+    """Whether each signature has plans, its own or those of a twin that has."""
+    own = {name for name, plans in record.plans.items() if not plans.twin}
+    cells = (cell for plans in record.plans.values() for cell in (*plans.chosen.values(), *plans.cold.values()))
+    return (
+        record.plans.keys() == record.signatures.keys()
+        and all(plans.chosen and (not plans.twin or plans.twin in own) for plans in record.plans.values())
+        and all(cell.piece_rows > 0 for cell in cells)
+    )
 
 
 def record_key(path: Path, about: Mapping[str, Any]) -> str:
@@ -199,7 +141,3 @@ def _libraries() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "none"
     return found
-
-
-def _name(rows: int, cell: Chosen) -> str:
-    return cell.plan if cell.piece_rows == rows else f"{cell.plan} ({-(-rows // cell.piece_rows)} × {cell.piece_rows})"

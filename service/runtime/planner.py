@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +12,11 @@ import numpy as np
 from service.errors import KilnError
 from service.runtime.base import Plan, PlanUnavailable, Run
 from service.runtime.drawing import Drawer
-from service.runtime.measuring import UNKNOWN, measure, rows_per_s
+from service.runtime.measuring import UNKNOWN, Cost, measure, rows_per_s
 from service.runtime.memory import resident_bytes
-from service.runtime.parity import STRICT, Difference, Tolerance, difference, disagreement, same_labels
-from service.runtime.plan_record import SIGNATURE_PLAN, Chosen, Measured, SignatureRecord
+from service.runtime.parity import STRICT, Tolerance, difference, disagreement, same_labels
 from service.runtime.ranges import proved_ranges
+from service.runtime.records import SIGNATURE_PLAN, Chosen, Difference, Measured, SignatureRecord
 from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.planner")
@@ -36,6 +36,8 @@ _SPINNING = 2.0
 _MIN_STREAM_S = 1e-3
 _WORTH_STREAMS = 1.1
 _INVARIANCE_ROWS = 8
+REFUSED = "refused"
+"""How the reason begins why a plan is left out whose answers were wrong."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,14 @@ class _Rival:
     is_behind: bool = False
 
 
+class _Failed(Exception):
+    """A rival failed while it was timed."""
+
+    def __init__(self, rival: _Rival, error: KilnError) -> None:
+        super().__init__(str(error))
+        self.rival = rival
+
+
 class Survey:
     """One signature's plans, tried one bucket after another."""
 
@@ -116,8 +126,7 @@ class Survey:
             KilnError: the baseline fails on what its signature declares.
         """
         if not self._draw():
-            note = "nothing drawn for its inputs suits the model"
-            return SignatureRecord({b: Chosen(SIGNATURE_PLAN, b, UNKNOWN.seconds) for b in self._buckets}, note=note)
+            return unplanned(self._buckets, "nothing drawn for its inputs suits the model")
         note = "" if repeats else "random or stateful operations"
         if not note and (changed := self._changes()):
             note = f"its own answers differ between runs ({changed})"
@@ -182,13 +191,20 @@ class Survey:
             found = self._prepare(rival, rows, inputs, expected, edges=edges)
             if found is not None:
                 seen[name] = found
-        jobs: dict[str, Callable[[], object]] = {SIGNATURE_PLAN: lambda: self._baseline(inputs)}
-        for rival in self._rivals:
-            if rival.candidate.name in seen:
-                jobs[rival.candidate.name] = _bound(rival.runs[rows], inputs)
         self.options.report("", rows)
-        for name, cost in measure(jobs).items():
+        for name, cost in self._time(rows, inputs, seen).items():
             self._measured.append(Measured(name, rows, cost.seconds, cost.cpu_s, *seen[name]))
+
+    def _time(self, rows: int, inputs: Tensors, names: Container[str]) -> dict[str, Cost]:
+        """The cost of the signature plan and of every rival in `names`; one that fails meanwhile is out."""
+        while True:
+            rivals = [rival for rival in self._rivals if rival.candidate.name in names]
+            jobs = {SIGNATURE_PLAN: _bound(self._baseline, inputs)}
+            jobs |= {rival.candidate.name: _timed(rival, rows, inputs) for rival in rivals}
+            try:
+                return measure(jobs)
+            except _Failed as failure:
+                self._dismiss(failure.rival, f"{REFUSED} at {rows} rows: {failure}")
 
     def _prepare(
         self, rival: _Rival, rows: int, inputs: Tensors, expected: Tensors, *, edges: bool
@@ -206,7 +222,7 @@ class Survey:
         except PlanUnavailable as error:
             self._dismiss(rival, f"not available: {error}")
         except (KilnError, _Refused) as error:
-            self._dismiss(rival, f"refused at {rows} rows: {error}")
+            self._dismiss(rival, f"{REFUSED} at {rows} rows: {error}")
         else:
             return largest, *took
         return None
@@ -307,7 +323,7 @@ class Survey:
 
     def _invariance(self, chosen: Mapping[int, Chosen], runs: Mapping[tuple[str, int], Run]) -> Difference:
         """How much rows alone differ from the same rows in each bucket, by the plans that were chosen."""
-        if not self.signature.batched or len(chosen) < 2:
+        if not self.signature.batched:
             return Difference()
         largest = Difference()
         smallest = min(chosen)
@@ -320,6 +336,11 @@ class Survey:
                 part = {name: np.repeat(array[row : row + 1], smallest, 0) for name, array in fused.items()}
                 largest |= difference(alone(single), part)
         return largest
+
+
+def unplanned(buckets: Sequence[int], note: str) -> SignatureRecord:
+    """That the signature plan runs all `buckets`, at unknown cost, and why."""
+    return SignatureRecord({rows: Chosen(SIGNATURE_PLAN, rows, UNKNOWN.seconds) for rows in buckets}, note=note)
 
 
 class _Refused(Exception):
@@ -422,6 +443,19 @@ def _stream_counts(cores: int) -> list[int]:
 
 def _bound(run: Run, inputs: Tensors) -> Callable[[], object]:
     return lambda: run(inputs)
+
+
+def _timed(rival: _Rival, rows: int, inputs: Tensors) -> Callable[[], object]:
+    """A run of `rival` that raises `_Failed`."""
+    run = rival.runs[rows]
+
+    def job() -> object:
+        try:
+            return run(inputs)
+        except KilnError as error:
+            raise _Failed(rival, error) from error
+
+    return job
 
 
 def _is_steady(run: Run, inputs: Tensors, outputs: Tensors) -> bool:

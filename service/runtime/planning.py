@@ -30,8 +30,9 @@ from service.runtime.devices import load_tensorflow
 from service.runtime.drawing import Drawer
 from service.runtime.openvino import program_name
 from service.runtime.parity import Tolerance
-from service.runtime.plan_record import SIGNATURE_PLAN, ModelRecord, PlanCache, SignatureRecord, usable_cores
-from service.runtime.planner import Budget, Candidate, PlanOptions, Survey
+from service.runtime.plan_record import PlanCache, usable_cores
+from service.runtime.planner import REFUSED, Budget, Candidate, PlanOptions, Survey, unplanned
+from service.runtime.records import SIGNATURE_PLAN, ModelRecord, SignatureRecord
 from service.runtime.savedmodel import SavedModel
 from service.runtime.xla import keep_programs_in
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors
@@ -128,7 +129,10 @@ class Planning:
                 if self._is_cancelled:
                     return None
                 if status == 0:
-                    return cache.find(request.key)
+                    record = cache.find(request.key)
+                    if record is not None:
+                        self._log_left_out(record)
+                    return record
                 if at in ("", SIGNATURE_PLAN):
                     break
                 reason = f"its child process ended with {status}" if status is not None else "it took too long"
@@ -136,6 +140,13 @@ class Planning:
                 skip[at] = f"not available: {reason}"
         _log.warning("%s could not be planned, the signature plan serves it: %s", self._request.path, last)
         return None
+
+    def _log_left_out(self, record: ModelRecord) -> None:
+        """Every plan that was not used, and why: a wrong one with the largest difference, as a warning."""
+        for name, plans in record.plans.items():
+            for plan, reason in plans.left_out.items() if not plans.twin else ():
+                level = logging.WARNING if reason.startswith(REFUSED) else logging.INFO
+                _log.log(level, "%s: %s: %s: %s", self._request.path, name, plan, reason)
 
     def cancel(self) -> None:
         """End the child, if there is one; `run` returns None then."""
@@ -276,7 +287,7 @@ def plan_model(
         try:
             record = survey.run(candidates.of(names), repeats=repeats)
         except KilnError as error:
-            record = SignatureRecord({}, note=f"could not be planned: {error}")
+            record = unplanned(plan_options.buckets if signature.batched else (1,), f"could not be planned: {error}")
         record.left_out.update(candidates.skipped)
         plans[signature.name] = record
     return ModelRecord(model.device, dict(model.signatures), dict(model.left_out), plans)

@@ -38,8 +38,8 @@ def proved_ranges(signature: Signature, run: Run, usual: Tensors) -> dict[str, t
         takes = _trial(run, usual, spec.name, patience_s)
         info = np.iinfo(array.dtype)
         lowest, highest = (
-            _bound(takes, int(array.min(initial=0)), info.min),
-            _bound(takes, int(array.max(initial=0)), info.max),
+            _bound(takes, int(array.min()) if array.size else 0, info.min),
+            _bound(takes, int(array.max()) if array.size else 0, info.max),
         )
         if (lowest, highest) != (info.min, info.max):
             found[spec.name] = (lowest, highest)

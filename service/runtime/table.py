@@ -9,8 +9,8 @@ from service.errors import KilnError
 from service.runtime.base import Plan, PlanUnavailable, Run
 from service.runtime.drawing import Drawer
 from service.runtime.parity import Tolerance, disagreement
-from service.runtime.plan_record import Chosen, SignatureRecord
 from service.runtime.planner import first_inputs
+from service.runtime.records import Chosen, SignatureRecord
 from service.tensors import Signature, Tensors, concatenate, split
 
 
@@ -27,7 +27,13 @@ class Cell:
         return -(-rows // self.piece_rows) * self.piece_rows if self.pads else rows
 
     def run(self, inputs: Tensors, rows: int) -> Tensors:
-        """Outputs ``(rows, …)`` of `rows` rows, padding included."""
+        """Outputs ``(rows, …)`` of `rows` rows, padding included.
+
+        A batch that was assembled for other plans, just before these came into use, is padded here.
+        """
+        given = self.given_rows(rows)
+        if given != rows:
+            return split(self.run(concatenate([inputs], given), given), [rows])[0]
         if rows <= self.piece_rows:
             return self.run_piece(inputs)
         full, rest = divmod(rows, self.piece_rows)

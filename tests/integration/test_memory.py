@@ -16,6 +16,7 @@ from service.registry.estimate import Estimator, stored_model
 from service.runtime import savedmodel
 from service.runtime.memory import limit_bytes, machine_bytes
 from service.runtime.model import LoadedModel, RuntimeOptions
+from service.runtime.planning import PlanningOptions
 from service.runtime.savedmodel import SavedModel
 from tests.integration.saved_models import save_cnn, save_default
 
@@ -74,7 +75,7 @@ def test_a_load_is_measured_and_remembered(tmp_path: Path) -> None:
     path = save_default(tmp_path / "model", lambda x: {"y": x @ weights}, x=(tf.float32, (None, 1600)))
     stored = stored_model(path)
     assert stored.graph_bytes > 10_000_000
-    model = LoadedModel(path, RuntimeOptions(2, "signature"))
+    model = LoadedModel(path, RuntimeOptions(PlanningOptions(2)))
     assert model.memory == {}
     model.warm_up()
     (memory, use), *others = model.memory.items()

@@ -205,7 +205,7 @@ def test_an_unforeseen_error_is_the_models_fault(models: dict[str, SavedModel], 
     def call(*arrays: Any) -> Any:
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\n\t [[{{node a}}]]")
 
-    plan = savedmodel.SignaturePlan("signature", models["dense"].signatures["serving_default"], call)
+    plan = savedmodel.SessionPlan("signature", models["dense"].signatures["serving_default"], call)
     with pytest.raises(Internal, match=r"^the model failed: ResourceExhaustedError: OOM when allocating$"):
         plan.run({"x": np.ones((1, 3), np.float32)})
 
@@ -221,7 +221,7 @@ def test_plans_have_names_and_take_rows_as_they_come(models: dict[str, SavedMode
     model = models["dense"]
     signature = model.signatures["serving_default"]
     plain, pooled = model.plan(signature), model.plan(signature, pooled=True)
-    assert (plain.name, pooled.name, plain.bucket_rows(7)) == ("signature", "signature-pool", 7)
+    assert (plain.name, pooled.name, plain.pads) == ("signature", "signature-pool", False)
     x = {"x": np.arange(21, dtype=np.float32).reshape(7, 3)}
     np.testing.assert_array_equal(plain.run(x)["y"], pooled.run(x)["y"])
     pooled.close()

@@ -18,6 +18,7 @@ from service.batching.runner import ThreadRunner
 from service.errors import InvalidArgument, ModelLoadError
 from service.runtime.devices import choose_devices
 from service.runtime.model import LoadedModel, RuntimeOptions
+from service.runtime.planning import PlanningOptions
 from service.tensors import DataType, Tensors
 from tests.fakes import FakeObserver
 from tests.integration.saved_models import save, save_default
@@ -92,7 +93,7 @@ def root(tf: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def many(root: Path) -> Iterator[LoadedModel]:
-    model = LoadedModel(root / "many", RuntimeOptions(MAX_ROWS, "signature"))
+    model = LoadedModel(root / "many", RuntimeOptions(PlanningOptions(MAX_ROWS)))
     model.warm_up()
     yield model
     model.close()
@@ -124,7 +125,9 @@ async def served(many: LoadedModel) -> AsyncIterator[Served]:
 @pytest_asyncio.fixture
 async def counter(root: Path) -> AsyncIterator[Served]:
     """The counter, loaded as a stateful model with every plan allowed."""
-    model = LoadedModel(root / "counter", RuntimeOptions(MAX_ROWS, stateful=True))
+    model = LoadedModel(
+        root / "counter", RuntimeOptions(PlanningOptions(MAX_ROWS), stateful=True, plan_dir=root / "plans")
+    )
     choices = model.warm_up()
     assert {name: choice.names for name, choice in choices.items()} == {"serving_default": {1: "signature"}}
     served = Served(model)
@@ -227,7 +230,7 @@ def test_a_stateful_model_has_one_copy(root: Path, monkeypatch: pytest.MonkeyPat
     devices = ("CPU:0", "CPU:1")
     monkeypatch.setattr("service.runtime.model.devices_for", lambda wanted: choose_devices(wanted, devices))
     with pytest.raises(ModelLoadError) as caught:
-        LoadedModel(root / "counter", RuntimeOptions(MAX_ROWS, device="cpu:*", stateful=True))
+        LoadedModel(root / "counter", RuntimeOptions(PlanningOptions(MAX_ROWS), device="cpu:*", stateful=True))
     assert str(caught.value) == "a stateful model has one copy, but device 'cpu:*' is CPU:0, CPU:1"
 
 
@@ -248,7 +251,7 @@ def test_a_signature_of_what_the_graph_does_not_have_is_left_out(
     definitions["sparse"].outputs["y"].coo_sparse.values_tensor_name = "y:0"
     definitions["unknown"].outputs["y"].dtype = 999
     file.write_bytes(saved.SerializeToString())
-    model = LoadedModel(path, RuntimeOptions(2))
+    model = LoadedModel(path, RuntimeOptions(PlanningOptions(2)))
     model.close()
     assert list(model.signatures) == ["serving_default"]
     assert list(model.left_out.values()) == [

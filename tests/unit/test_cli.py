@@ -76,6 +76,48 @@ def test_serve_takes_its_models_from_the_environment(ran: Ran, environment: pyte
     assert str(ran.settings[0].models) == "/models"
 
 
+@pytest.mark.parametrize("command", ["inspect", "plan"])
+@pytest.mark.parametrize(
+    ("failures", "error", "code", "text"),
+    [
+        ([], None, 0, ""),
+        (["cat v1: it is damaged"], None, 1, "cat v1: it is damaged"),
+        ([], InvalidArgument("models.yaml: a mapping expected"), 1, "models.yaml: a mapping expected"),
+        ([], OSError("no disk"), 1, "no disk"),
+    ],
+)
+def test_plans_are_told_by_two_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ran: Ran, command: str, failures: list[str],
+    error: Exception | None, code: int, text: str,
+):  # fmt: skip
+    """With the settings of a server; what cannot be told goes to stderr, and is exit code 1."""
+    asked: list[tuple[str, int, bool]] = []
+
+    def look_at(settings: Settings, *, tell: Any, plan: bool) -> list[str]:
+        asked.append((settings.models, settings.max_batch_rows, plan))
+        tell("a table")
+        if error:
+            raise error
+        return failures
+
+    monkeypatch.setattr("service.inspection.look_at", look_at)
+    assert main([command, "m", "--max-batch-rows", "8"]) == code
+    told = capsys.readouterr()
+    assert told.out == "a table\n"
+    assert told.err == (f"kiln {command}: {text}\n" if text else "")
+    assert asked == [("m", 8, command == "plan")]
+    assert ran.logs == [("error" if command == "inspect" else "info", "console")]
+    assert main([command, "m", "--log-level", "debug"]) == code
+    assert ran.logs[1] == ("debug", "console")
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan"])
+def test_wrong_settings_are_told_by_each_command(capsys: pytest.CaptureFixture[str], command: str):
+    """By the command's name, as exit code 2."""
+    assert main([command, "m", "--max-batch-rows", "0"]) == 2
+    assert capsys.readouterr().err.startswith(f"kiln {command}: max_batch_rows: ")
+
+
 def test_the_arguments_of_the_process_are_the_default(ran: Ran, monkeypatch: pytest.MonkeyPatch):
     """Called as a script, the command line is that of the process."""
     monkeypatch.setattr(sys, "argv", ["kiln", "serve", "here"])

@@ -17,6 +17,7 @@ from service.extensions.settings import change_log_settings, change_trace_settin
 from service.predictor import ModelInfo
 from service.registry.config import ModelConfig
 from service.registry.policy import All, Latest, Specific
+from service.runtime.records import Chosen, SignatureRecord
 from service.tensors import DataType, Signature, TensorSpec
 from tests.fakes import DOUBLE
 
@@ -204,7 +205,16 @@ def test_a_model_that_is_batched():
             "max_queue_delay_microseconds": 2000,
             "default_queue_policy": {"allow_timeout_override": True},
         },
+        "plans": {},
     }
+
+
+def test_the_buckets_are_those_that_plans_are_prepared_for():
+    """Once plans are known their batch sizes are preferred; each signature's plans are told."""
+    plans = {"serving_default": SignatureRecord({n: Chosen("xla", n, 0.001) for n in (1, 6)})}
+    told = model_configuration(info(plans=plans))
+    assert told["dynamic_batching"]["preferred_batch_size"] == [1, 6]
+    assert told["plans"]["serving_default"]["chosen"]["6"] == {"plan": "xla", "us": 1000.0}
 
 
 def test_a_model_that_is_not_batched():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
@@ -14,6 +16,7 @@ from service.errors import Code
 from service.gpus import Gpu
 from service.metrics import Metrics
 from service.registry.lifecycle import State, VersionStatus
+from service.runtime.records import Chosen, Difference, SignatureRecord
 
 LIMITS = Limits(8, 64, 1 << 20)
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -32,6 +35,11 @@ def value(metrics: Metrics, name: str, /, **labels: str) -> float | None:
             if sample.name == name and sample.labels == labels:
                 return sample.value
     return None
+
+
+def record(plans: dict[int, str], **more: Any) -> SignatureRecord:
+    """That these plans serve these buckets."""
+    return SignatureRecord({rows: Chosen(plan, rows, 0.01) for rows, plan in plans.items()}, **more)
 
 
 def series(metrics: Metrics, name: str) -> list[dict[str, str]]:
@@ -142,13 +150,28 @@ def test_a_folder_that_is_no_version_is_a_failure(metrics: Metrics, version: int
 def test_load_time_plans_and_readiness_are_shown(metrics: Metrics):
     """How long a version took to load, which plan serves which bucket, and whether the server is ready."""
     metrics.loaded("digits", 2, 1.5)
-    metrics.plan_chosen("digits", 2, "serving_default", {1: "signature", 8: "openvino"})
+    metrics.plans_chosen("digits", 2, {"serving_default": record({1: "signature", 8: "openvino"})})
     assert value(metrics, "kiln_model_load_seconds", model="digits", version="2") == 1.5
     plans = {(labels["bucket_rows"], labels["plan"]) for labels in series(metrics, "kiln_plan_info")}
     assert plans == {("1", "signature"), ("8", "openvino")}
     for is_ready in (True, False):
         metrics.ready(is_ready=is_ready)
         assert value(metrics, "kiln_ready") == is_ready
+
+
+def test_plans_take_the_place_of_those_before(metrics: Metrics):
+    """After planning what is shown is what serves: plans, how far company changes answers, and what was left out."""
+    metrics.plans_chosen("digits", 2, {"a": record({1: "signature", 8: "signature"})})
+    planned = record({1: "xla", 8: "openvino-1"}, left_out={"frozen": "?"}, invariance=Difference(1e-7, 2e-6))
+    pieces = replace(planned, chosen={8: Chosen("xla", 1, 0.01)}, invariance=Difference(), left_out={})
+    metrics.plans_chosen("digits", 2, {"a": planned, "b": pieces})
+    version = {"model": "digits", "version": "2"}
+    shown = {(s["signature"], s["bucket_rows"], s["plan"]) for s in series(metrics, "kiln_plan_info")}
+    assert shown == {("a", "1", "xla"), ("a", "8", "openvino-1"), ("b", "8", "xla (8 × 1)")}
+    for kind, expected in (("absolute", 1e-7), ("relative", 2e-6)):
+        assert value(metrics, "kiln_plan_batch_difference", **version, signature="a", kind=kind) == expected
+        assert value(metrics, "kiln_plan_batch_difference", **version, signature="b", kind=kind) == 0
+    assert series(metrics, "kiln_plan_left_out") == [{**version, "signature": "a", "plan": "frozen"}]
 
 
 def test_memory_is_shown_by_device_until_the_version_is_unloaded(metrics: Metrics):
@@ -174,7 +197,7 @@ def test_a_version_replaced_under_its_number_is_told_of(metrics: Metrics):
     """The new one is loaded before the old one goes: what is shown then is the new one's, of its plans too."""
     for rows, plan in ((1, "signature"), (2, "openvino")):
         metrics.version("digits", 2, lambda rows=rows: rows, LIMITS)  # type: ignore[misc]
-        metrics.plan_chosen("digits", 2, "serving_default", {1: plan})
+        metrics.plans_chosen("digits", 2, {"serving_default": record({1: plan})})
         metrics.loaded("digits", 2, 0.5 * rows)
     metrics.forget_version("digits", 2)
     assert value(metrics, "kiln_queue_rows", model="digits", version="2") == 2

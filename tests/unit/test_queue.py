@@ -183,6 +183,42 @@ def test_a_batch_is_full_when_no_row_more_would_fit(entries: list[Entry], is_ful
     assert queue_of(*entries).has_full_batch() is is_full
 
 
+def test_a_signatures_batches_may_be_smaller_than_the_limit():
+    """Where a plan answers no more rows a second by fusing more, batches have as many rows as that and no more."""
+    queue = BatchQueue(LIMITS)
+    queue.set_most_rows(DOUBLE.name, 2)
+    waiting = [entry(rows=1), entry(rows=1), entry(rows=1), entry(rows=4), entry(rows=1)]
+    for each in waiting:
+        queue.offer([each])
+    taken = [queue.take(0.0).entries for _ in range(4)]
+    assert taken == [waiting[:2], waiting[2:3], waiting[3:4], waiting[4:]]
+
+
+def test_a_batch_is_full_with_the_most_rows_of_its_signature():
+    """So that it is assembled ahead, and does not wait for more."""
+    queue = BatchQueue(WAIT)
+    queue.set_most_rows(DOUBLE.name, 2)
+    queue.offer([entry(at=1)])
+    assert (queue.has_full_batch(), queue.take(2.0).entries) == (False, [])
+    queue.offer([entry(at=1)])
+    assert queue.has_full_batch()
+    assert queue.next_look() == 1.0
+    assert len(queue.take(2.0).entries) == 2
+
+
+def test_no_batch_is_larger_than_the_limit():
+    """Whatever a plan would like best; and another signature's bound is not this one's."""
+    queue = BatchQueue(LIMITS)
+    queue.set_most_rows(DOUBLE.name, 100)
+    queue.set_most_rows("other", 1)
+    for _ in range(6):
+        queue.offer([entry()])
+    assert queue.has_full_batch()
+    assert len(queue.take(0.0).entries) == 4
+    assert not queue.has_full_batch()
+    assert len(queue.take(0.0).entries) == 2
+
+
 def test_the_earliest_deadline_is_that_of_all_lanes():
     """The first deadline among all entries, wherever they wait; those without one do not count."""
     queue = queue_of(entry("a"), entry("a", deadline=9), entry("b", deadline=4))

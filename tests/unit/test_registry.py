@@ -20,7 +20,7 @@ from service.registry.lifecycle import State, VersionStatus
 from service.registry.registry import Registry
 from service.registry.repository import Kind, Problem, Repository, Source
 from service.registry.version import RegistryOptions
-from service.runtime.planner import Choice
+from service.runtime.records import Chosen, SignatureRecord
 from tests.fakes import DOUBLE, FakeModel, rows
 
 
@@ -49,19 +49,17 @@ class WatchedMetrics(Metrics):
 
 
 class Warmed(FakeModel):
-    """A model whose warm-up chose a plan."""
+    """A model that is warm on a plan."""
 
-    def warm_up(self) -> dict[str, Choice]:
-        class Plan:
-            name = "signature"
-
-        return {"serving_default": Choice({1: Plan(), 8: Plan()}, {})}  # type: ignore[dict-item]
+    def warm_up(self) -> dict[str, SignatureRecord]:
+        self.plans = {"serving_default": SignatureRecord({n: Chosen("signature", n, 0.01) for n in (1, 8)})}
+        return self.plans
 
 
 class Cold(FakeModel):
     """A model whose warm-up fails with `error`."""
 
-    def warm_up(self) -> dict[str, Choice]:
+    def warm_up(self) -> dict[str, SignatureRecord]:
         raise self.error
 
 

@@ -142,3 +142,19 @@ async def test_a_runner_with_several_threads_runs_as_many_jobs_at_once():
     for thread in runner._threads:
         await asyncio.to_thread(thread.join, 10)
         assert not thread.is_alive()
+
+
+async def test_a_runner_that_is_widened_runs_more_at_once():
+    """Jobs that were started before go on; it is never narrowed, and all of its threads end."""
+    runner = ThreadRunner("kiln-test", asyncio.get_running_loop())
+    barrier = threading.Barrier(3)
+    waiting = [asyncio.ensure_future(result_of(runner, lambda: barrier.wait(30))) for _ in range(3)]
+    runner.widen(3)
+    runner.widen(2)
+    assert runner.parallel == 3
+    assert sorted(await asyncio.gather(*waiting)) == [0, 1, 2]
+    assert [thread.name for thread in runner._threads] == ["kiln-test", "kiln-test-1", "kiln-test-2"]
+    runner.close()
+    for thread in runner._threads:
+        await asyncio.to_thread(thread.join, 10)
+        assert not thread.is_alive()

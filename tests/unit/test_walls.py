@@ -16,6 +16,7 @@ GENERATED = "service/rpc/_generated/"
 ORDER = (
     ("service.__main__",),
     ("service.cli", "service.embedded"),
+    ("service.inspection",),
     ("service.server",),
     ("service.rest", "service.rpc"),
     ("service.examples", "service.extensions", "service.timing"),
@@ -33,6 +34,7 @@ ORDER = (
 LEAVES = {
     "service.registry.lifecycle": "the states of a version, which the front ends and the metrics show",
     "service.batching.queue": "what a lane is, and the bounds of a queue",
+    "service.runtime.records": "what is known of plans, which the front ends and the metrics show",
 }
 """Modules without imports of their own but errors and tensors; any room may look at what they define."""
 
@@ -43,7 +45,7 @@ INVERSIONS = {
 
 ASIDE = {
     "service.metrics": {"service.server", "service.rest", "service.predictor", "service.registry"},
-    "service.settings": {"service.cli", "service.embedded", "service.server"},
+    "service.settings": {"service.cli", "service.embedded", "service.inspection", "service.server"},
     "service.logs": {"service.cli", "service.embedded", "service.extensions"},
     "service.health": {"service.server"},
     "service.trace_context": {"service.rest", "service.rpc", "service.timing", "service.predictor"},
@@ -74,9 +76,16 @@ WALLS = {
         "service/meaning.py",
         "service/registry/config.py",
         "service/registry/meaning.py",
+        "service/runtime/plan_record.py",
+        "service/runtime/planning.py",
         "service/rest/",
     ),
-    "PIL": ("service/rest/door_images.py", "service/rest/door_openapi.py"),
+    "PIL": (
+        "service/rest/door_images.py",
+        "service/rest/door_openapi.py",
+        "service/registry/samples.py",
+        "service/runtime/drawing.py",
+    ),
     "python_multipart": ("service/rest/door_body_codec.py",),
     "pydantic_settings": ("service/settings.py",),
 }
@@ -263,7 +272,7 @@ def test_every_exception_is_needed():
 
 
 def test_the_predictor_sees_models_only_through_its_protocol():
-    """The use case knows a version's states and statistics and a model's config, and nothing else from below."""
+    """The use case knows a version's states, statistics and plans and a model's config, and nothing else from below."""
     mine = {each.imported for each in imports() if each.importer == "service.predictor"}
     engine = {name for name in mine if room_of(name) in ("service.registry", "service.batching", "service.runtime")}
     assert engine == {
@@ -271,6 +280,7 @@ def test_the_predictor_sees_models_only_through_its_protocol():
         "service.batching.statistics.VersionStatistics",
         "service.registry.lifecycle.VersionStatus",
         "service.registry.config.ModelConfig",
+        "service.runtime.records.SignatureRecord",
     }
 
 
