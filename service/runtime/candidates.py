@@ -96,7 +96,7 @@ class Candidates:
 
 def needs_tensorflow(name: str) -> bool:
     """Whether the plan called `name` runs in TensorFlow."""
-    return _OPENVINO.fullmatch(name) is None
+    return not _is_for_cpu(name)
 
 
 def candidate_names(plan: PlanName, device: str, precision: Precision = "f32") -> tuple[str, ...]:
@@ -124,8 +124,8 @@ def stream_names(names: tuple[str, ...], streams: int, cores: int) -> tuple[str,
     precisions = [p for p in ("f32", "bf16") if plan_name(threads=1, precision=p) in names]
     threads = max(1, cores // streams)
     split = tuple(plan_name(threads=threads, streams=streams, precision=p) for p in precisions)
-    alone = {litert_name(threads=0, precision=p) for p in ("f32", "int8")} if streams > 1 else set()
-    whole = (n for n in names if needs_tensorflow(n) and not n.endswith("-pool") and n not in alone)
+    several = {litert_name(threads=1, precision=p) for p in ("f32", "int8")}
+    whole = (n for n in names if n in several or (needs_tensorflow(n) and not n.endswith("-pool")))
     return (*split, *whole, *([SIGNATURE_PLAN] if names else []))
 
 

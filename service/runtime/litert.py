@@ -1,7 +1,8 @@
-"""The LiteRT plan: the signature converted to TensorFlow Lite, run by XNNPACK's kernels."""
+"""The LiteRT plan: the signature converted by TensorFlow, once, and run by XNNPACK's kernels without it."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -44,6 +45,8 @@ class LiteRtPlan:
         if (size := stored_bytes(path)) > _LARGEST_BYTES:
             raise PlanUnavailable(f"{size / 2**20:.0f} MiB of variables are too much for an interpreter a bucket")
         self._content = b""
+        if find_spec("ai_edge_litert") is None:
+            raise PlanUnavailable("ai-edge-litert is not installed")
 
     def prepare(self, rows: int) -> Run:
         try:
@@ -101,7 +104,9 @@ class _Interpreters:
 
 class _Interpreter:
     def __init__(self, content: bytes, signature: Signature, rows: int, threads: int) -> None:
-        self._interpreter = made = load_tensorflow().lite.Interpreter(model_content=content, num_threads=threads)
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = made = Interpreter(model_content=content, num_threads=threads)
         self._inputs, self._outputs = _places(made, signature.name)
         for spec in signature.inputs:
             made.resize_tensor_input(self._inputs[spec.name], [rows, *(spec.shape or ())[1:]])
