@@ -12,7 +12,7 @@ from service.runtime.candidates import Candidates, Workshop, candidate_names, ne
 from service.runtime.parity import Tolerance
 from tests.unit.plan_fakes import BATCHED
 
-ALL = ("openvino-1", "openvino", "xla", "frozen", "signature-pool", "frozen-pool")
+ALL = ("openvino-1", "openvino", "litert-1", "litert", "xla", "frozen", "signature-pool", "frozen-pool")
 STRICT, LOOSE = Tolerance(1e-4, 1e-5), Tolerance(1e-2, 1e-2)
 
 
@@ -26,6 +26,8 @@ STRICT, LOOSE = Tolerance(1e-4, 1e-5), Tolerance(1e-2, 1e-2)
         ("openvino", "CPU:0", ("openvino-1", "openvino")),
         ("auto", "GPU:0", ("xla", "frozen", "signature-pool", "frozen-pool")),
         ("openvino", "GPU:0", ()),
+        ("litert", "CPU:0", ("litert-1", "litert")),
+        ("litert", "GPU:0", ()),
         ("xla", "TPU:0", ("xla",)),
     ],
 )
