@@ -112,7 +112,8 @@ def test_a_candidate_has_the_tolerance_of_its_precision() -> None:
     """What is skipped is told with its reason, and not built."""
     candidates = Candidates(workshop(Loaded()), BATCHED, STRICT, LOOSE, {"frozen": "its child process ended with -11"})
     found = candidates.of(["xla", "frozen", "openvino-bf16-1", "litert-int8"])
-    assert [(c.name, c.tolerance) for c in found] == [("xla", STRICT), ("openvino-bf16-1", LOOSE), ("litert-int8", LOOSE)]
+    tolerances = [("xla", STRICT), ("openvino-bf16-1", LOOSE), ("litert-int8", LOOSE)]
+    assert [(c.name, c.tolerance) for c in found] == tolerances
     assert candidates.skipped == {"frozen": "its child process ended with -11"}
     built: Any = found[0].build()
     assert built == "xla"
