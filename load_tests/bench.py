@@ -1,7 +1,7 @@
 """The bench: starts the server, drives each protocol from another process, and writes a table.
 
-``python -m load_tests.bench [--seconds 5] [--repeat 1] [--grpc-transport envoy] [--out FILE.json]``; see
-README.md here for what the columns mean.
+``python -m load_tests.bench [--seconds 5] [--repeat 1] [--grpc-transport envoy] [--plan auto] [--out FILE.json]``; see
+README.md here for what the columns mean. Plans are found out before anything is measured.
 """
 
 from __future__ import annotations
@@ -35,8 +35,22 @@ from load_tests.payloads import Path as Way
 from service.tensors import Array
 
 _WARM_UP_S = 1.5
-_SHAPES = {"digits": ("image", (8, 8, 1)), "dense": ("x", (784,)), "five_ms": ("x", (28, 28, 1))}
-_CASES = (("digits", 16), ("dense", 1), ("dense", 16), ("dense", 64), ("five_ms", 16))
+_SHAPES = {
+    "digits": ("image", (8, 8, 1)),
+    "dense": ("x", (784,)),
+    "five_ms": ("x", (28, 28, 1)),
+    "mobilenet": ("x", (96, 96, 3)),
+    "lstm": ("x", (50, 8)),
+}
+_CASES = (
+    ("digits", 16),
+    ("dense", 1),
+    ("dense", 16),
+    ("dense", 64),
+    ("five_ms", 16),
+    ("mobilenet", 16),
+    ("lstm", 16),
+)
 
 
 @dataclass(frozen=True)
@@ -61,14 +75,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds per cell")
     parser.add_argument("--repeat", type=int, default=1, help="rounds; the table has the medians")
     parser.add_argument("--models", default="digits,dense,five_ms", help="which of the bench's models")
+    parser.add_argument("--plan", default="auto", help="the server's setting of that name")
     parser.add_argument("--grpc-transport", choices=("grpcio", "envoy"), default="grpcio", help="that of the server")
     parser.add_argument("--out", type=Path, help="write all figures there as JSON")
     options = parser.parse_args()
     chosen = [case for case in _CASES if case[0] in options.models.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        _python("-m", "load_tests.bench_models", str(work / "models"))
-        plans = {model: _BarePlan(work, model) for model in dict.fromkeys(model for model, _ in chosen)}
+        names = {model for model, _ in chosen}
+        _python("-m", "load_tests.bench_models", str(work / "models"), *sorted(names))
+        settings = ["--cache-dir", str(work / "cache"), "--plan", options.plan]
+        _python("-m", "service", "plan", str(work / "models"), *settings)
+        plans = {model: _BarePlan(work, model, options.plan) for model in dict.fromkeys(model for model, _ in chosen)}
         rounds = [_round(work, chosen, plans, options) for _ in range(options.repeat)]
         bare = {model: plan.found for model, plan in plans.items()}
         for plan in plans.values():
@@ -79,6 +97,7 @@ def main() -> int:
         report = {
             "machine": machine(),
             "grpc_transport": options.grpc_transport,
+            "plan": options.plan,
             "bare": bare,
             "rounds": [[asdict(r) for r in cells] for cells in rounds],
         }
@@ -164,7 +183,7 @@ def _round(
     ports = free_port(), free_port()
     command = ["-m", "service", "serve", str(work / "models"), "--rest-port", str(ports[0])]
     command += ["--grpc-port", str(ports[1]), "--cache-dir", str(work / "cache"), "--host", "127.0.0.1"]
-    command += ["--grpc-transport", options.grpc_transport]
+    command += ["--grpc-transport", options.grpc_transport, "--plan", options.plan]
     with server_process(*command) as process:
         wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready")
         server = _Target(process, ports)
@@ -189,8 +208,8 @@ def _check_agreement(model: str, answers: list[Array]) -> None:
 class _BarePlan:
     """A process that runs a model's best plan without a server, when it is asked to."""
 
-    def __init__(self, work: Path, model: str) -> None:
-        command = ["-m", "load_tests.bare_plan", str(work / "models" / model), str(work / "cache")]
+    def __init__(self, work: Path, model: str, plan: str) -> None:
+        command = ["-m", "load_tests.bare_plan", str(work / "models" / model), str(work / "cache"), plan]
         self._process = subprocess.Popen(
             [sys.executable, *command],
             stdin=subprocess.PIPE,
@@ -221,7 +240,7 @@ class _BarePlan:
 
 
 def _python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    done = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True, timeout=1800)
     return done.stdout
 
 

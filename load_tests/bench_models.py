@@ -46,7 +46,8 @@ def cnn(keras: Any) -> Any:
 
 def mobilenet(keras: Any) -> Any:
     """MobileNetV2 on 96×96 pixels in colour."""
-    return keras.applications.MobileNetV2((96, 96, 3), weights=None, name="mobilenet")
+    inputs = keras.Input((96, 96, 3), name="x")
+    return keras.applications.MobileNetV2(input_tensor=inputs, weights=None, name="mobilenet")
 
 
 def resnet(keras: Any) -> Any:
@@ -115,5 +116,6 @@ def write(folder: Path, builders: Iterable[Callable[[Any], Any]] = SERVED, *, di
 
 
 if __name__ == "__main__":
-    wanted = [build for build in {*SERVED, *PLANNED} if build.__name__ in sys.argv[2:]]
-    write(Path(sys.argv[1]), wanted or SERVED, digits=not wanted)
+    names = sys.argv[2:]
+    builders = [build for build in dict.fromkeys((*SERVED, *PLANNED)) if build.__name__ in names]
+    write(Path(sys.argv[1]), builders if names else SERVED, digits=not names or "digits" in names)

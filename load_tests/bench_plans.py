@@ -1,8 +1,8 @@
 """Execution plans against each other: eight models, batches of 1, 8 and 32 rows, all interleaved in one process.
 
-``python -m load_tests.bench_plans`` plans each model as the server does, then measures every plan that can run it beside
-TensorFlow's own signature, as `tf.saved_model.load` gives it, and prints a table. ``--json FILE`` and ``--plot FILE`` keep
-the figures.
+``python -m load_tests.bench_plans`` plans each model as the server does, then measures every plan that can run
+it beside TensorFlow's own signature, as `tf.saved_model.load` gives it, and prints a table. ``--json FILE`` and
+``--plot FILE`` keep the figures.
 """
 
 from __future__ import annotations

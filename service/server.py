@@ -36,7 +36,6 @@ from service.registry.version import Memory, RegistryOptions
 from service.registry.watch import Watcher, look
 from service.rest.app import KilnApp, rest_app
 from service.rest.options import RestOptions
-from service.rpc.envoy import become_envoy
 from service.rpc.options import RpcOptions
 from service.rpc.server import RpcServer
 from service.rpc.warmup_codec import decode_warm_up
@@ -65,6 +64,8 @@ def run(settings: Settings) -> None:
         OSError: a port cannot be bound.
     """
     if settings.grpc_transport == "envoy":
+        from service.rpc.envoy import become_envoy
+
         become_envoy(settings.model_dump_json(), settings.host, settings.grpc_port)  # and go on in service.embedded
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         is_idle = runner.run(_serve_with_grpcio(settings))

@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     oversize: Literal["split", "refuse"] = Field(
         "split", description="what becomes of a request with more rows than a batch may have"
     )
-    plan: Literal["auto", "signature", "frozen", "xla", "openvino"] = Field(
+    plan: Literal["auto", "signature", "frozen", "xla", "openvino", "litert"] = Field(
         "auto", description="execution plan: auto takes the fastest measured one that agrees with the signature"
     )
     plan_budget_s: float = Field(

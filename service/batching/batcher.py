@@ -323,7 +323,7 @@ class Batcher:
             self._runner.start(job, partial(self._finish, run))
 
     def _may_inline(self, lane: Lane, given: int) -> bool:
-        if self._runner.parallel > 1 or len(self._running) > 1 or self._inline_strikes >= _INLINE_STRIKES:
+        if len(self._running) > 1 or self._inline_strikes >= _INLINE_STRIKES:
             return False
         return self._model.expected_s(lane, given) < _INLINE_S
 

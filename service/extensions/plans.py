@@ -47,6 +47,7 @@ def _signature(record: SignatureRecord) -> dict[str, Any]:
             for m in record.measured
         ],
         "left_out": record.left_out,
+        "same_labels": record.same_labels,
         "best_rows": record.best_rows,
         "streams": record.streams,
         "shared": record.shared,
@@ -93,6 +94,9 @@ def _notes(record: SignatureRecord) -> list[str]:
     lines = [f"{plan}: {reason}" for plan, reason in record.left_out.items()]
     if record.note:
         lines.append(f"note: {record.note}")
+    lines += [
+        f"{plan}: the same label in {share:.1%} of rows" for plan, share in record.same_labels.items() if share < 1
+    ]
     if record.best_rows:
         lines.append(f"batches of {record.best_rows} rows give the most rows/s")
     if record.streams > 1:

@@ -65,7 +65,8 @@ class ModelConfig(BaseModel):
     on_demand: bool = Field(default=False, description="loaded at its first request; goes when idle, for room")
     stateful: bool = Field(default=False, description="its variables change: never fused, never run again")
     plan: PlanName | None = Field(
-        default=None, description="`auto`, `signature`, `frozen`, `xla` or `openvino`; else the setting `plan`"
+        default=None,
+        description="`auto`, `signature`, `frozen`, `xla`, `openvino` or `litert`; else the setting `plan`",
     )
     budget_s: Annotated[float, Field(ge=0)] | None = Field(
         default=None, description="seconds to measure plans; else the setting `plan_budget_s`"
@@ -78,7 +79,10 @@ class ModelConfig(BaseModel):
     deterministic: bool = Field(
         default=False, description="all batches are padded to one bucket, so that answers do not depend on company"
     )
-    precision: Precision = Field(default="f32", description="`bf16` lets plans compute in bfloat16 where the CPU can")
+    precision: Precision = Field(
+        default="f32",
+        description="`bf16` lets plans compute in bfloat16 where the CPU can, `int8` with weights of 8 bits",
+    )
     precision_rtol: float = Field(default=1e-2, ge=0, description="`rtol` for plans of less precision")
     precision_atol: float = Field(default=1e-2, ge=0, description="`atol` for plans of less precision")
     allow_operations: frozenset[str] = Field(

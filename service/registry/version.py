@@ -29,6 +29,8 @@ from service.runtime.records import SignatureRecord
 from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.registry")
+_FIRST_REQUESTS_S = 1.0
+"""Those that wait for a version to be READY come first; then its plans are looked for."""
 
 
 class Model(BatchModel, Protocol):
@@ -206,6 +208,7 @@ class Version:
     async def _plan(self, model: Model, turn: asyncio.Semaphore, metrics: Metrics) -> None:
         runner = ThreadRunner(f"kiln-plan-{self.source.model}-{self.source.version}", asyncio.get_running_loop())
         try:
+            await asyncio.sleep(_FIRST_REQUESTS_S)
             async with turn:
                 self._has_turn = True
                 start = time.monotonic()

@@ -7,9 +7,9 @@ from typing import Literal, Protocol
 
 from service.tensors import Signature, Tensors
 
-PlanName = Literal["auto", "signature", "frozen", "xla", "openvino"]
+PlanName = Literal["auto", "signature", "frozen", "xla", "openvino", "litert"]
 """What may be asked for: the best that was measured, or one of a kind."""
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "int8"]
 Run = Callable[[Tensors], Tensors]
 """Outputs by name from inputs by name. Batched: ``(rows, …)`` in and out. Raises `KilnError`."""
 

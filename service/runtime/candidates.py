@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from service.runtime.base import Plan, PlanName, PlanUnavailable, Precision
+from service.runtime.litert import LiteRtPlan, litert_name
 from service.runtime.openvino import OpenVinoPlan, plan_name
 from service.runtime.parity import Tolerance
 from service.runtime.planner import Candidate
@@ -16,7 +17,10 @@ from service.runtime.records import SIGNATURE_PLAN
 from service.runtime.savedmodel import SavedModel
 from service.tensors import Signature
 
+_LITERT = re.compile(r"litert(?:-(?P<precision>int8))?(?:-(?P<threads>\d+))?")
 _OPENVINO = re.compile(r"openvino(?:-(?P<precision>bf16))?(?:-(?:(?P<streams>\d+)x(?P<each>\d+)|(?P<threads>\d+)))?")
+
+_REDUCED = ("bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Workshop:
         Raises:
             PlanUnavailable: it cannot run the signature here.
         """
+        programs = self.programs / signature.name if self.programs else None
         if match := _OPENVINO.fullmatch(name):
             return OpenVinoPlan(
                 self.path,
@@ -40,8 +45,11 @@ class Workshop:
                 threads=int(match["each"] or match["threads"] or 0),
                 streams=int(match["streams"] or 1),
                 precision=match["precision"] or "f32",
-                programs=self.programs / signature.name if self.programs else None,
+                programs=programs,
             )
+        if match := _LITERT.fullmatch(name):
+            threads, precision = int(match["threads"] or 0), match["precision"] or "f32"
+            return LiteRtPlan(self.path, signature, threads=threads, precision=precision, programs=programs)
         model = self.saved_model
         if model is None:
             raise PlanUnavailable(f"{name} needs TensorFlow, which is not loaded")
@@ -80,29 +88,34 @@ class Candidates:
             if name in self._skip:
                 self.skipped[name] = self._skip[name]
                 continue
-            tolerance = self._precision_tolerance if "bf16" in name else self._tolerance
+            is_reduced = any(precision in name for precision in _REDUCED)
+            tolerance = self._precision_tolerance if is_reduced else self._tolerance
             found.append(Candidate(name, partial(self._workshop.build, name, self._signature), tolerance))
         return found
 
 
 def needs_tensorflow(name: str) -> bool:
     """Whether the plan called `name` runs in TensorFlow."""
-    return _OPENVINO.fullmatch(name) is None
+    return not _is_for_cpu(name)
 
 
 def candidate_names(plan: PlanName, device: str, precision: Precision = "f32") -> tuple[str, ...]:
     """The plans to try beside the signature plan on `device`; the likely winners first, should time run out."""
-    openvino = tuple(plan_name(threads=threads, precision=p) for p in _precisions(precision) for threads in (1, 0))
+    openvino_precisions = ("f32", "bf16") if precision == "bf16" else ("f32",)
+    litert_precisions = ("f32", "int8") if precision == "int8" else ("f32",)
+    openvino = tuple(plan_name(threads=threads, precision=p) for p in openvino_precisions for threads in (1, 0))
+    litert = tuple(litert_name(threads=threads, precision=p) for p in litert_precisions for threads in (1, 0))
     by_choice = {
-        "auto": (*openvino, "xla", "frozen", "signature-pool", "frozen-pool"),
+        "auto": (*openvino, *litert, "xla", "frozen", "signature-pool", "frozen-pool"),
         "signature": (),
         "frozen": ("frozen", "frozen-pool"),
         "xla": ("xla",),
         "openvino": openvino,
+        "litert": litert,
     }
     names = by_choice[plan]
-    if not device.startswith("CPU"):  # compiled for the CPU, OpenVINO is no rival to the device that TensorFlow found
-        names = tuple(name for name in names if needs_tensorflow(name))
+    if not device.startswith("CPU"):  # what is compiled for the CPU is no rival to the device that TensorFlow found
+        names = tuple(name for name in names if not _is_for_cpu(name))
     return names
 
 
@@ -111,9 +124,10 @@ def stream_names(names: tuple[str, ...], streams: int, cores: int) -> tuple[str,
     precisions = [p for p in ("f32", "bf16") if plan_name(threads=1, precision=p) in names]
     threads = max(1, cores // streams)
     split = tuple(plan_name(threads=threads, streams=streams, precision=p) for p in precisions)
-    whole = (name for name in names if needs_tensorflow(name) and not name.endswith("-pool"))
+    several = {litert_name(threads=1, precision=p) for p in ("f32", "int8")}
+    whole = (n for n in names if n in several or (needs_tensorflow(n) and not n.endswith("-pool")))
     return (*split, *whole, *([SIGNATURE_PLAN] if names else []))
 
 
-def _precisions(precision: Precision) -> tuple[str, ...]:
-    return ("f32",) if precision == "f32" else ("f32", precision)
+def _is_for_cpu(name: str) -> bool:
+    return bool(_OPENVINO.fullmatch(name) or _LITERT.fullmatch(name))

@@ -175,10 +175,10 @@ class LoadedModel:
         return rows if table is None else table.cell(rows, beside_others=False).given_rows(rows)
 
     def expected_s(self, lane: Lane, rows: int) -> float:
-        """Measured seconds of a batch; infinite for shapes that were not measured."""
+        """Measured seconds of a batch; infinite for shapes that were not measured, and where devices share the work."""
         signature = lane.signature
         table = self._table(self._replicas[0], lane)
-        if table is None or not lane.fuses or signature.has_open_sizes:
+        if table is None or not lane.fuses or signature.has_open_sizes or len(self._replicas) > 1:
             return math.inf
         return next((cell.seconds for bucket, cell in table.record.chosen.items() if bucket >= rows), math.inf)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import tempfile
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from service.errors import Internal
 from service.runtime.base import PlanUnavailable, Run
 from service.runtime.memory import stored_bytes
+from service.runtime.programs import program_name, write_whole
 from service.tensors import DEFAULT_SIGNATURE, DataType, Signature, Tensors
 
 _LARGEST_FIXED_BYTES = 32 * 2**20
@@ -95,7 +94,7 @@ class OpenVinoPlan:
             model.reshape({node: [rows, *list(node.partial_shape)[1:]] for node in model.inputs})
         compiled = self._core.compile_model(model, "CPU", self._options)
         if self._programs is not None:
-            _write_whole(self._programs / self.program(rows), compiled.export_model().getvalue())
+            write_whole(self._programs / self.program(rows), compiled.export_model().getvalue())
         return compiled
 
 
@@ -133,11 +132,6 @@ def plan_name(*, threads: int = 0, streams: int = 1, precision: str = "f32") -> 
     return "-".join(parts)
 
 
-def program_name(plan: str, rows: int) -> str:
-    """The file that keeps what was compiled of a plan for a bucket; 0 for all buckets."""
-    return f"{plan}-{rows}.openvino"
-
-
 def check_supported(signature: Signature) -> None:
     """Raise `PlanUnavailable` for a signature that OpenVINO's front end does not read from a SavedModel."""
     if signature.name != DEFAULT_SIGNATURE:
@@ -172,14 +166,6 @@ def _check_names(model: Any, signature: Signature) -> None:
         wanted = {spec.name for spec in specs}
         if not wanted <= names:
             raise PlanUnavailable(f"the converted model's {kind} are {sorted(names)}, not {sorted(wanted)}")
-
-
-def _write_whole(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(handle, "wb") as target:
-        target.write(data)
-    Path(name).replace(file)
 
 
 def _reason(error: Exception) -> str:

@@ -29,7 +29,7 @@ _log = logging.getLogger("kiln.planner")
 _FORMAT = 1
 """Raise it when records of before mean something else now."""
 _FILE = "record.json"
-_LIBRARIES = ("tensorflow", "openvino", "numpy")
+_LIBRARIES = ("tensorflow", "openvino", "ai-edge-litert", "numpy")
 
 
 _ADAPTER = TypeAdapter(ModelRecord)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -116,6 +117,8 @@ class Survey:
         self._expected: dict[int, Tensors] = {}
         self._measured: list[Measured] = []
         self._left_out: dict[str, str] = {}
+        self._agreed: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        """By plan, of each run compared: rows with the same label, and rows."""
 
     def run(self, candidates: Sequence[Candidate], *, repeats: bool = True) -> SignatureRecord:
         """Try them all; every plan that was built is closed at the end.
@@ -236,6 +239,7 @@ class Survey:
             if problem := disagreement(expected, got, candidate.tolerance):
                 raise _Refused(_with_labels(problem, expected, got) + where)
             largest |= difference(expected, got)
+            self._agreed[candidate.name].append(same_labels(expected, got))
         if self.options.steady and not _is_steady(run, inputs, got):
             raise _Refused("its answers depend on a row's place in the batch")
         return largest
@@ -282,6 +286,7 @@ class Survey:
             self._ranges,
             self._invariance(chosen, runs),
             note,
+            same_labels={name: share for name, seen in self._agreed.items() if (share := _share(seen)) is not None},
             cold=choose_cold(self._measured, self._buckets, self.options.is_cold),
         )
 
@@ -462,6 +467,11 @@ def _is_steady(run: Run, inputs: Tensors, outputs: Tensors) -> bool:
     """Whether the same rows in another order give the very same answers."""
     turned = run({name: np.roll(array, 1, 0) for name, array in inputs.items()})
     return all(np.array_equal(np.roll(array, 1, 0), turned[name]) for name, array in outputs.items())
+
+
+def _share(seen: Sequence[tuple[int, int]]) -> float | None:
+    total = sum(rows for _, rows in seen)
+    return sum(same for same, _ in seen) / total if total else None
 
 
 def _with_labels(problem: str, expected: Tensors, got: Tensors) -> str:

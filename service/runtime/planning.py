@@ -30,10 +30,10 @@ from service.runtime.base import PlanName, Precision, buckets_up_to
 from service.runtime.candidates import Candidates, Workshop, candidate_names, needs_tensorflow, stream_names
 from service.runtime.devices import load_tensorflow
 from service.runtime.drawing import Drawer
-from service.runtime.openvino import program_name
 from service.runtime.parity import Tolerance
 from service.runtime.plan_record import PlanCache, usable_cores
 from service.runtime.planner import REFUSED, Budget, Candidate, PlanOptions, Survey, unplanned
+from service.runtime.programs import program_name
 from service.runtime.records import SIGNATURE_PLAN, ModelRecord, SignatureRecord
 from service.runtime.savedmodel import SavedModel
 from service.runtime.xla import keep_programs_in
@@ -342,6 +342,9 @@ def _clear_programs(place: Path, record: ModelRecord) -> None:
     for name, plans in record.plans.items():
         cells = plans.needed | {(cell.plan, cell.piece_rows) for cell in plans.cold.values()}
         wanted = {program_name(plan, rows) for plan, rows in cells} | {program_name(plan, 0) for plan, _ in cells}
+        wanted |= {
+            program_name(f"litert-{p}", 0) for p in ("f32", "int8") if any("litert" in plan for plan, _ in cells)
+        }
         for file in (place / name).glob("*"):
             if file.name not in wanted:
                 file.unlink()

@@ -53,7 +53,8 @@ class SignatureRecord:
     signature plan. `left_out` has a reason for each plan that is not used at all or from some bucket on.
     `invariance` is the largest difference between rows alone and the same rows in any bucket. A signature that is the
     same function as another runs by the plans of that, its `twin`. `cold` is, by bucket, the fastest way that needs no
-    TensorFlow, with which a process can start while that is still being imported; empty if there is none.
+    TensorFlow, with which a process can start while that is still being imported; empty if there is none. `same_labels`
+    is, by plan, the share of rows whose largest output stands at the same place, where outputs are rows of classes.
     """
 
     chosen: dict[int, Chosen]
@@ -67,6 +68,7 @@ class SignatureRecord:
     invariance: Difference = field(default_factory=Difference)
     note: str = ""
     twin: str = ""
+    same_labels: dict[str, float] = field(default_factory=dict)
     cold: dict[int, Chosen] = field(default_factory=dict)
 
     @property

@@ -21,12 +21,14 @@ from service.tensors import Array, Signature, Tensors
 _HEAVY = frozenset("MatMul BatchMatMulV2 Conv2D Conv3D DepthwiseConv2dNative Einsum While StatelessWhile".split())
 """Operations worth compiling: one at least has to be in the second part."""
 _FEW_ROWS = 3
+_NOTHING = "nothing worth compiling lies behind its strings"
 
 
 @dataclass(frozen=True)
 class Parts:
     """A graph cut at the tensors `boundary`: `compiled` computes `inner` of the outputs from them, the rest the others.
 
+    `named` has the tensor, of one part or the other, that each output is a copy of.
     `targets` are operations of the first part that have to run though nothing is fetched from them: assertions.
     """
 
@@ -36,6 +38,7 @@ class Parts:
     inner: list[str]
     outer: list[str]
     targets: list[str]
+    named: dict[str, str]
 
 
 def inline(frozen: Any, inputs: Iterable[str], outputs: Iterable[str]) -> Any:
@@ -96,11 +99,12 @@ def cut(graph_def: Any, outputs: Iterable[str], refused: Collection[str] = (), u
     for op in graph.get_operations():  # in an order in which what comes before is before
         if any(t.op in host and t.dtype.base_dtype == tf.variant for t in op.inputs):
             _add_with_ancestors(host, [op])
-    wanted = [graph.get_tensor_by_name(name) for name in dict.fromkeys(outputs)]
+    sources = {name: _source(graph.get_tensor_by_name(name)) for name in outputs}
+    wanted = list({tensor.name: tensor for tensor in sources.values()}.values())
     inner = [tensor for tensor in wanted if tensor.op not in host]
     behind = _behind(inner, host)
     if not any(op.type in _HEAVY for op in behind):
-        raise PlanUnavailable("nothing worth compiling lies behind its strings")
+        raise PlanUnavailable(_NOTHING)
     boundary = list(dict.fromkeys(t.name for op in behind for t in op.inputs if t.op not in behind))
     targets = list(dict.fromkeys(c.name for op in behind for c in op.control_inputs if c in host))
     compiled = type(graph_def)()
@@ -114,7 +118,8 @@ def cut(graph_def: Any, outputs: Iterable[str], refused: Collection[str] = (), u
             del kept.input[:]
             kept.input.extend(i for i in node.input if not i.startswith("^") or i[1:] in names)
     outer = [t.name for t in wanted if t.op in host]
-    return Parts(graph_def, compiled, boundary, [t.name for t in inner], outer, targets)
+    named = {name: tensor.name for name, tensor in sources.items()}
+    return Parts(graph_def, compiled, boundary, [t.name for t in inner], outer, targets, named)
 
 
 class SplitPlan:
@@ -170,6 +175,8 @@ class SplitPlan:
     def _look_for_unsteady(self) -> set[str]:
         """Names of operations whose shapes follow what is in the strings, as far as that can be seen."""
         names = measurable(self._inlined)
+        if not names:
+            raise PlanUnavailable(_NOTHING)
         call = self._add_host(self._inlined, self._feeds, names, [])
         seen = [[array.shape for array in self._call(call, inputs)] for inputs in self._draws(_FEW_ROWS)]
         return {name.partition(":")[0] for name, *shapes in zip(names, *seen, strict=True) if len(set(shapes)) > 1}
@@ -204,7 +211,7 @@ def _joined(
     host, compiled = calls
     inputs = [spec.name for spec in signature.inputs]
     places = {name: place for place, name in enumerate([*parts.outer, *parts.inner])}
-    outputs = [(spec.name, places[spec.graph_name]) for spec in signature.outputs]
+    outputs = [(spec.name, places[parts.named[spec.graph_name]]) for spec in signature.outputs]
     count = len(parts.boundary)
 
     def run(tensors: Tensors) -> Tensors:
@@ -221,9 +228,16 @@ def _joined(
 
 
 def _is_host(tf: Any, op: Any) -> bool:
-    return op.type == "Placeholder" or any(
-        t.dtype.base_dtype in (tf.string, tf.resource) for t in (*op.inputs, *op.outputs)
-    )
+    if op.type in ("Placeholder", "IdentityN"):  # the latter only gathers what leaves a function
+        return bool(op.type == "Placeholder")
+    return any(tensor.dtype.base_dtype in (tf.string, tf.resource) for tensor in (*op.inputs, *op.outputs))
+
+
+def _source(tensor: Any) -> Any:
+    """What a tensor is a copy of: outputs of all kinds leave a function through one operation."""
+    while tensor.op.type in ("Identity", "IdentityN"):
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor
 
 
 def _is_near(op: Any, unsteady: Collection[str]) -> bool:

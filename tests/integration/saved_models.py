@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Shape = tuple[int | None, ...] | None
 
 
-def save(path: Path, signatures: Mapping[str, tuple[Callable[..., Any], Mapping[str, tuple[Any, Shape]]]]) -> Path:
+def save(
+    path: Path,
+    signatures: Mapping[str, tuple[Callable[..., Any], Mapping[str, tuple[Any, Shape]]]],
+    tracked: Sequence[Any] = (),
+) -> Path:
     """Write a module whose `signatures` are functions with their inputs: name → (type, shape).
 
-    Each function takes its inputs by name and returns outputs by name.
+    `tracked` are tables and the like that the functions use. Each function takes its inputs by name
+    and returns outputs by name.
     """
     import tensorflow as tf
 
     module = tf.Module()
+    module.tracked = list(tracked)
     concrete = {}
     for name, (function, inputs) in signatures.items():
         specs = {key: tf.TensorSpec(shape, dtype, key) for key, (dtype, shape) in inputs.items()}

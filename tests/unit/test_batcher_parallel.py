@@ -81,15 +81,23 @@ async def test_batches_may_end_in_any_order():
     assert [firsts(await answer) for answer in answers] == [[0], [2], [4]]
 
 
-async def test_short_batches_go_to_the_threads_where_there_are_several():
-    """A model with replicas never runs on the event loop, for that could run one batch at a time only."""
+async def test_a_short_batch_runs_on_the_loop_while_no_other_runs():
+    """Beside a batch in a thread a short one goes to another thread; alone it costs no hand-over."""
     bench = Bench(parallel=2)
     bench.model.seconds = 1e-6
     answer = bench.submit(1)
     await bench.turn()
-    assert len(bench.runner.jobs) == 1
-    await bench.run_all()
+    assert not bench.runner.jobs
     assert firsts(await answer) == [2]
+    bench.model.seconds = 1.0
+    long = bench.submit(2)
+    await bench.turn()
+    bench.model.seconds = 1e-6
+    short = bench.submit(3)
+    await bench.turn()
+    assert len(bench.runner.jobs) == 2
+    await bench.run_all()
+    assert [firsts(await answer) for answer in (long, short)] == [[4], [6]]
 
 
 async def test_the_halves_of_a_failed_batch_run_beside_each_other():

@@ -12,7 +12,7 @@ from service.runtime.candidates import Candidates, Workshop, candidate_names, ne
 from service.runtime.parity import Tolerance
 from tests.unit.plan_fakes import BATCHED
 
-ALL = ("openvino-1", "openvino", "xla", "frozen", "signature-pool", "frozen-pool")
+ALL = ("openvino-1", "openvino", "litert-1", "litert", "xla", "frozen", "signature-pool", "frozen-pool")
 STRICT, LOOSE = Tolerance(1e-4, 1e-5), Tolerance(1e-2, 1e-2)
 
 
@@ -26,6 +26,8 @@ STRICT, LOOSE = Tolerance(1e-4, 1e-5), Tolerance(1e-2, 1e-2)
         ("openvino", "CPU:0", ("openvino-1", "openvino")),
         ("auto", "GPU:0", ("xla", "frozen", "signature-pool", "frozen-pool")),
         ("openvino", "GPU:0", ()),
+        ("litert", "CPU:0", ("litert-1", "litert")),
+        ("litert", "GPU:0", ()),
         ("xla", "TPU:0", ("xla",)),
     ],
 )
@@ -44,9 +46,9 @@ def test_less_precision_is_tried_where_the_config_opts_in() -> None:
 @pytest.mark.parametrize(
     ("names", "streams", "cores", "expected"),
     [
-        (ALL, 2, 2, ("openvino-2x1", "xla", "frozen", "signature")),
-        (ALL, 2, 8, ("openvino-2x4", "xla", "frozen", "signature")),
-        (ALL, 8, 8, ("openvino-8x1", "xla", "frozen", "signature")),
+        (ALL, 2, 2, ("openvino-2x1", "litert-1", "xla", "frozen", "signature")),
+        (ALL, 2, 8, ("openvino-2x4", "litert-1", "xla", "frozen", "signature")),
+        (ALL, 8, 8, ("openvino-8x1", "litert-1", "xla", "frozen", "signature")),
         (
             ("openvino-1", "openvino", "openvino-bf16-1", "openvino-bf16"),
             2,
@@ -58,14 +60,14 @@ def test_less_precision_is_tried_where_the_config_opts_in() -> None:
     ],
 )
 def test_streams_share_the_cores(names: tuple[str, ...], streams: int, cores: int, expected: tuple[str, ...]) -> None:
-    """OpenVINO is told how many threads each has; TensorFlow's plans are called from several threads."""
+    """OpenVINO is told how many threads each has; other plans are called from several threads."""
     assert stream_names(names, streams, cores) == expected
 
 
 @pytest.mark.parametrize("name", [*ALL, "signature", "openvino-2x1", "openvino-bf16-1", "openvino-bf16-2x4"])
-def test_openvinos_plans_need_no_tensorflow(name: str) -> None:
-    """All others do."""
-    assert needs_tensorflow(name) is not name.startswith("openvino")
+def test_some_plans_need_no_tensorflow(name: str) -> None:
+    """OpenVINO's and LiteRT's; all others do."""
+    assert needs_tensorflow(name) is not name.startswith(("openvino", "litert"))
 
 
 class Loaded:
@@ -109,8 +111,9 @@ def test_a_name_that_no_plan_has_is_not_available(name: str) -> None:
 def test_a_candidate_has_the_tolerance_of_its_precision() -> None:
     """What is skipped is told with its reason, and not built."""
     candidates = Candidates(workshop(Loaded()), BATCHED, STRICT, LOOSE, {"frozen": "its child process ended with -11"})
-    found = candidates.of(["xla", "frozen", "openvino-bf16-1"])
-    assert [(c.name, c.tolerance) for c in found] == [("xla", STRICT), ("openvino-bf16-1", LOOSE)]
+    found = candidates.of(["xla", "frozen", "openvino-bf16-1", "litert-int8"])
+    tolerances = [("xla", STRICT), ("openvino-bf16-1", LOOSE), ("litert-int8", LOOSE)]
+    assert [(c.name, c.tolerance) for c in found] == tolerances
     assert candidates.skipped == {"frozen": "its child process ended with -11"}
     built: Any = found[0].build()
     assert built == "xla"

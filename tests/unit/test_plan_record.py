@@ -177,7 +177,7 @@ def test_the_machine_is_its_processor_cores_and_libraries() -> None:
     """All that a measurement depends on, in a form that JSON has."""
     told = json.loads(json.dumps(machine()))
     assert told["cores"] == usable_cores() >= 1
-    assert set(told["libraries"]) == {"python", "tensorflow", "openvino", "numpy"}
+    assert set(told["libraries"]) == {"python", "tensorflow", "openvino", "ai-edge-litert", "numpy"}
     assert told["machine"]
 
 

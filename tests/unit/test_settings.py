@@ -94,7 +94,11 @@ def test_no_other_source_is_read(environment: pytest.MonkeyPatch, tmp_path: Path
         ("max_queue_bytes", "", "max_queue_bytes: input should be a valid integer"),
         ("batch_wait_ms", "10001", "batch_wait_ms: input should be less than or equal to 10000, got '10001'"),
         ("oversize", "drop", "oversize: input should be 'split' or 'refuse', got 'drop'"),
-        ("plan", "onnx", "plan: input should be 'auto', 'signature', 'frozen', 'xla' or 'openvino', got 'onnx'"),
+        (
+            "plan",
+            "onnx",
+            "plan: input should be 'auto', 'signature', 'frozen', 'xla', 'openvino' or 'litert', got 'onnx'",
+        ),
         ("plan_budget_s", "-0.1", "plan_budget_s: input should be greater than or equal to 0, got '-0.1'"),
         ("import_timeout_s", "0", "import_timeout_s: input should be greater than 0, got '0'"),
         ("log_level", "loud", "log_level: input should be 'debug', 'info', 'warning' or 'error', got 'loud'"),

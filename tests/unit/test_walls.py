@@ -67,6 +67,7 @@ WALLS = {
     "tensorflow": ("service/runtime/", *OPENERS),
     "keras": ("service/runtime/", *OPENERS),
     "openvino": ("service/runtime/", "service/registry/importer.py"),
+    "ai_edge_litert": ("service/runtime/",),
     "prometheus_client": ("service/metrics.py", "service/tallies.py", "service/gauges.py"),
     "pynvml": ("service/gpus.py",),
     "fsspec": ("service/registry/store.py",),
@@ -91,7 +92,7 @@ WALLS = {
 }
 """Which package is known where."""
 
-LAZY = ("tensorflow", "keras", "openvino", "h5py", "fsspec", "aiohttp", "pynvml")
+LAZY = ("tensorflow", "keras", "openvino", "ai_edge_litert", "h5py", "fsspec", "aiohttp", "pynvml")
 """Packages that are imported in functions alone, so that they are not loaded in vain."""
 
 PURE = (
