@@ -30,8 +30,8 @@ from service.runtime.drawing import Drawer
 from service.runtime.measuring import measure
 from service.runtime.model import LoadedModel, RuntimeOptions
 from service.runtime.parity import disagreement
-from service.runtime.plan_record import SIGNATURE_PLAN
 from service.runtime.planning import PlanningOptions
+from service.runtime.records import SIGNATURE_PLAN
 from service.runtime.savedmodel import SavedModel
 from service.runtime.xla import keep_programs_in
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, trailing_shapes

@@ -116,7 +116,9 @@ class XlaPlan:
                 values = call(*[tensors[spec.name] for spec in inputs])
             except Exception as error:
                 raise Internal(f"the model failed: {type(error).__name__}: {error}") from error
-            return {spec.name: value for spec, value in zip(outputs, values, strict=True)}
+            return {
+                spec.name: np.asarray(value) for spec, value in zip(outputs, values, strict=True)
+            }  # a scalar comes bare
 
         return run
 

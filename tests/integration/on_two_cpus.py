@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,27 @@ from service.batching.batcher import Batcher
 from service.batching.queue import Lane, Limits
 from service.batching.runner import ThreadRunner
 from service.errors import ModelLoadError
+from service.runtime import model as runtime_model
+from service.runtime.base import PlanName
 from service.runtime.devices import available_devices, load_tensorflow
-from service.runtime.model import LoadedModel, PlanName, RuntimeOptions
+from service.runtime.model import LoadedModel, RuntimeOptions
+from service.runtime.planning import PlanningOptions
+from service.runtime.table import Cell
 from service.tensors import Tensors
 from tests.fakes import FakeObserver
+from tests.integration.planning_here import Here
 
 
 def open_model(path: Path, device: str, plan: PlanName = "signature") -> LoadedModel:
-    return LoadedModel(path, RuntimeOptions(4, plan, device=device))
+    options = PlanningOptions(4, plan, budget_s=300.0)
+    return LoadedModel(path, RuntimeOptions(options, device=device, plan_dir=path.parent / "plans"))
 
 
 def placement(path: Path, device: str) -> dict[str, Any]:
     """Where the variables of a model are that is put on `device`, and where its operations ran."""
     tf = load_tensorflow()
     model = open_model(path, device)
-    saved_model = model._replicas[0].saved_model
+    saved_model = model._replicas[0].load()
     session = saved_model._session
     feeds, fetches = saved_model._tensor_names["serving_default"]
     options = tf.compat.v1.RunOptions(trace_level=tf.compat.v1.RunOptions.FULL_TRACE)
@@ -64,25 +71,26 @@ class Meeting:
         self.ran: list[str] = []
         self._barrier = threading.Barrier(2)
         for replica in model._replicas:
-            for plan in {id(p): p for c in replica.choices.values() for p in c.plans.values()}.values():
-                self._join(plan, replica.saved_model.device)
+            tables = dict(replica.tables)
+            for name, table in tables.items():
+                cells = {rows: self._joined(cell, replica.device) for rows, cell in table.cells.items()}
+                tables[name] = replace(table, cells=cells, shared={})
+            replica.swap(tables)
 
-    def _join(self, plan: Any, device: str) -> None:
-        run = plan.run
-
+    def _joined(self, cell: Cell, device: str) -> Cell:
         def meet(inputs: Tensors) -> Tensors:
             self._barrier.wait(30)
             self.ran.append(device)
-            outputs: Tensors = run(inputs)
-            return outputs
+            return cell.run_piece(inputs)
 
-        plan.run = meet
+        return replace(cell, run_piece=meet)
 
 
 async def replicas(path: Path, plan: PlanName) -> dict[str, Any]:
     """Six full batches through the batcher onto a replica on each CPU."""
     model = open_model(path, "cpu:*", plan)
-    choices = model.warm_up()
+    model.warm_up()
+    is_planned = model.plan()
     signature = model.signatures["serving_default"]
     rows = [np.full((4, 3), n, np.float32) for n in range(6)]
     alone = [model.run(Lane(signature, ((3,),), True, True), {"x": x})["y"] for x in rows]
@@ -98,7 +106,8 @@ async def replicas(path: Path, plan: PlanName) -> dict[str, Any]:
         "ran": sorted(meeting.ran),
         "right": all(np.allclose(a["y"], y, 1e-4, 1e-5) for a, y in zip(answers, alone, strict=True)),
         "values": answers[2]["y"][0].tolist(),
-        "plans": sorted(set(choices["serving_default"].names.values())),
+        "planned": is_planned,
+        "plans": sorted({cell.plan for cell in model.plans["serving_default"].chosen.values()}),
         "memory": sorted(model.memory),
         "drained": is_drained,
     }
@@ -108,7 +117,8 @@ def main(path: Path) -> None:
     tf = load_tensorflow()
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    plans: tuple[PlanName, ...] = ("signature", "openvino")
+    setattr(runtime_model, "Planning", Here)  # noqa: B010 - the child would have one CPU
+    plans: tuple[PlanName, ...] = ("signature", "frozen", "xla", "openvino")
     seen = {
         "available": available_devices(),
         "placed": {device: placement(path, device) for device in ("auto", "cpu", "cpu:0", "cpu:1")},

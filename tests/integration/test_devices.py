@@ -12,6 +12,7 @@ import pytest
 
 from service.errors import ModelLoadError
 from service.runtime.model import LoadedModel, RuntimeOptions
+from service.runtime.planning import PlanningOptions
 from service.runtime.savedmodel import SavedModel
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def test_a_device_that_is_not_there_is_refused(seen: dict[str, Any], wanted: str
     assert seen["refused"][wanted] == f"device: there is no {wanted!r} here; TensorFlow has CPU:0, CPU:1"
 
 
-@pytest.mark.parametrize("plan", ["signature", "openvino"])
+@pytest.mark.parametrize("plan", ["signature", "frozen", "xla", "openvino"])
 def test_every_device_has_a_replica_that_runs_beside_the_others(seen: dict[str, Any], plan: str) -> None:
     """With ``cpu:*`` two batches run at once, three on each device, and answer as the model does alone."""
     replicas = seen["replicas"][plan]
@@ -70,6 +71,7 @@ def test_every_device_has_a_replica_that_runs_beside_the_others(seen: dict[str, 
     assert replicas["right"]
     assert replicas["values"] == [4, 4, 4]
     assert all(name.startswith(plan) for name in replicas["plans"])
+    assert replicas["planned"] is (plan != "signature")
     assert replicas["memory"] == ["CPU"]
     assert replicas["drained"]
 
@@ -78,13 +80,14 @@ def test_a_stateful_model_has_one_replica(path: Path, monkeypatch: pytest.Monkey
     """Variables that change would differ between replicas, so such a model is refused on several devices."""
     monkeypatch.setattr("service.runtime.model.devices_for", lambda wanted: ("CPU:0", "CPU:1"))
     with pytest.raises(ModelLoadError) as caught:
-        LoadedModel(path, RuntimeOptions(4, device="cpu:*", stateful=True))
+        LoadedModel(path, RuntimeOptions(PlanningOptions(4), device="cpu:*", stateful=True))
     assert str(caught.value) == "a stateful model has one copy, but device 'cpu:*' is CPU:0, CPU:1"
 
 
 def test_a_replica_that_cannot_be_loaded_takes_the_others_with_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When one of several devices fails, what was loaded already is given back and the load fails."""
     from service.runtime import model as module
+    from service.runtime import replica
 
     loaded: list[Any] = []
     load = SavedModel
@@ -95,8 +98,8 @@ def test_a_replica_that_cannot_be_loaded_takes_the_others_with_it(path: Path, mo
         loaded.append(load(*args, **options))
         return loaded[0]
 
-    monkeypatch.setattr(module, "SavedModel", second_fails)
+    monkeypatch.setattr(replica, "SavedModel", second_fails)
     monkeypatch.setattr(module, "devices_for", lambda wanted: ("CPU:0", "CPU:0"))
     with pytest.raises(ModelLoadError, match="out of memory"):
-        LoadedModel(path, RuntimeOptions(4))
+        LoadedModel(path, RuntimeOptions(PlanningOptions(4)))
     assert loaded[0]._session is None

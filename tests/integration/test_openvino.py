@@ -1,9 +1,7 @@
-"""The OpenVINO plan against TensorFlow, and the loaded model that chooses between them."""
+"""The OpenVINO plan against TensorFlow: what it answers, what it is not given, and what it keeps."""
 
 from __future__ import annotations
 
-import logging
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.batching.queue import Lane
-from service.errors import Internal, InvalidArgument
+from service.errors import Internal
 from service.runtime.base import PlanUnavailable, buckets_up_to
-from service.runtime.model import LoadedModel, PlanName, RuntimeOptions
 from service.runtime.openvino import OpenVinoPlan
-from service.runtime.planner import Cost, disagreement
-from service.tensors import Array, Signature, Tensors
+from service.runtime.parity import disagreement
+from service.runtime.savedmodel import SavedModel
+from service.tensors import Array, Tensors
 from tests.integration.saved_models import save, save_cnn, save_default
 
 BUCKETS = buckets_up_to(6)
@@ -27,33 +24,26 @@ BUCKETS = buckets_up_to(6)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the models of this module are: ``cnn``, ``many`` (several signatures) and ``open`` (open sizes)."""
+    """Where the models of this module are."""
     import tensorflow as tf
 
     root = tmp_path_factory.mktemp("models")
     save_cnn(root / "cnn")
     rows = {"x": (tf.float32, (None, 3))}
-    text = {"text": (tf.string, (None, 1))}
     save(
         root / "many",
-        {
-            "serving_default": (lambda x: {"y": x * 2.0}, rows),
-            "alias": (lambda x: {"y": x * 3.0}, rows),
-            "length": (lambda text: {"y": tf.strings.length(text)}, text),
-            "fixed": (lambda x: {"y": x + 1.0}, {"x": (tf.float32, (2,))}),
-        },
+        {"serving_default": (lambda x: {"y": x * 2.0}, rows), "alias": (lambda x: {"y": x * 3.0}, rows)},
     )
     save_default(root / "open", lambda x: {"y": tf.nn.relu(x)}, x=(tf.float32, (None, None)))
-    save_default(root / "text", lambda text: {"y": tf.strings.length(text)}, **text)
+    save_default(root / "text", lambda text: {"y": tf.strings.length(text)}, text=(tf.string, (None, 1)))
     save_default(root / "fixed", lambda x: {"y": x + 1.0}, x=(tf.float32, (2,)))
     save_default(root / "odd", lambda x: {"y": tf.linalg.lu(tf.einsum("bi,bj->bij", x, x) + tf.eye(3))[0]}, **rows)
     return root
 
 
 @pytest.fixture(scope="module")
-def cnn(root: Path) -> Iterator[LoadedModel]:
-    """The convolutional model, not warmed up: TensorFlow alone answers."""
-    model = LoadedModel(root / "cnn", RuntimeOptions(6))
+def cnn(root: Path) -> Iterator[SavedModel]:
+    model = SavedModel(root / "cnn")
     yield model
     model.close()
 
@@ -62,59 +52,60 @@ def images(rows: int) -> Array:
     return np.random.default_rng(rows).standard_normal((rows, 8, 8, 1), dtype=np.float32)
 
 
-def lane(signature: Signature, *shapes: tuple[int, ...], conforms: bool = True) -> Lane:
-    return Lane(signature, shapes, conforms, signature.batched)
-
-
-def reference(model: LoadedModel, inputs: Tensors) -> Tensors:
+def reference(model: SavedModel, inputs: Tensors) -> Tensors:
     """What TensorFlow answers."""
-    return model._replicas[0].baselines["serving_default"].run(inputs)
+    return model.plan(model.signatures["serving_default"]).run(inputs)
 
 
-@pytest.mark.parametrize("threads", [0, 1])
-def test_openvino_answers_as_tensorflow_does(root: Path, cnn: LoadedModel, threads: int) -> None:
+@pytest.mark.parametrize(
+    ("threads", "streams", "name"), [(0, 1, "openvino"), (1, 1, "openvino-1"), (1, 2, "openvino-2x1")]
+)
+def test_openvino_answers_as_tensorflow_does(
+    root: Path, cnn: SavedModel, threads: int, streams: int, name: str
+) -> None:
     """On every bucket the compiled model agrees with TensorFlow within the tolerance."""
-    signature = cnn.signatures["serving_default"]
-    plan = OpenVinoPlan(root / "cnn", signature, BUCKETS, threads)
-    assert plan.name == ("openvino-1" if threads else "openvino")
+    plan = OpenVinoPlan(root / "cnn", cnn.signatures["serving_default"], threads=threads, streams=streams)
+    assert plan.name == name
     for rows in BUCKETS:
-        got = plan.run({"image": images(rows)})
+        got = plan.prepare(rows)({"image": images(rows)})
         assert disagreement(reference(cnn, {"image": images(rows)}), got) == ""
     plan.close()
 
 
-def test_openvino_wants_whole_buckets(root: Path, cnn: LoadedModel) -> None:
-    """Rows are padded to the next bucket, so that a kernel is built once for each."""
-    plan = OpenVinoPlan(root / "cnn", cnn.signatures["serving_default"], BUCKETS, 1)
-    assert [plan.bucket_rows(rows) for rows in range(1, 8)] == [1, 2, 4, 4, 6, 6, 7]
-    plan.close()
-
-
-def test_answers_are_not_overwritten(root: Path, cnn: LoadedModel) -> None:
+def test_answers_are_not_overwritten(root: Path, cnn: SavedModel) -> None:
     """An answer stays as it is while the next batch runs."""
-    plan = OpenVinoPlan(root / "cnn", cnn.signatures["serving_default"], BUCKETS, 1)
+    run = OpenVinoPlan(root / "cnn", cnn.signatures["serving_default"], threads=1).prepare(2)
     (name,) = cnn.signatures["serving_default"].output_by_name
-    first = plan.run({"image": images(2)})[name]
+    first = run({"image": images(2)})[name]
     before = first.copy()
-    plan.run({"image": np.zeros((2, 8, 8, 1), np.float32)})
+    run({"image": np.zeros((2, 8, 8, 1), np.float32)})
     np.testing.assert_array_equal(first, before)
-    plan.close()
 
 
-def test_a_failing_run_is_the_models_fault(root: Path, cnn: LoadedModel) -> None:
-    """What OpenVINO raises is `Internal`."""
-    plan = OpenVinoPlan(root / "cnn", cnn.signatures["serving_default"], BUCKETS, 1)
+def test_a_failing_run_is_the_models_fault(root: Path, cnn: SavedModel) -> None:
+    """What OpenVINO raises is `Internal`, and the next run is as good as any."""
+    run = OpenVinoPlan(root / "cnn", cnn.signatures["serving_default"], threads=1).prepare(1)
     with pytest.raises(Internal, match=r"^the model failed: "):
-        plan.run({"image": np.zeros((1, 8, 8, 3), np.float32)})
-    plan.close()
+        run({"image": np.zeros((1, 8, 8, 3), np.float32)})
+    assert disagreement(reference(cnn, {"image": images(1)}), run({"image": images(1)})) == ""
+
+
+def test_open_sizes_are_compiled_once(root: Path) -> None:
+    """Whatever the rows: what is compiled takes any number of them, and any size."""
+    model = SavedModel(root / "open")
+    plan = OpenVinoPlan(root / "open", model.signatures["serving_default"])
+    runs = {rows: plan.prepare(rows) for rows in (1, 4)}
+    assert len(plan._compiled) == 1
+    assert runs[1]({"x": np.full((3, 5), -1, np.float32)})["y"].tolist() == [[0] * 5] * 3
+    model.close()
 
 
 def unavailable(root: Path, name: str, signature: str = "serving_default") -> str:
     """Why OpenVINO does not run a signature of the model `name`."""
-    model = LoadedModel(root / name, RuntimeOptions(6))
+    model = SavedModel(root / name)
     try:
         with pytest.raises(PlanUnavailable) as caught:
-            OpenVinoPlan(root / name, model.signatures[signature], BUCKETS, 1)
+            OpenVinoPlan(root / name, model.signatures[signature], threads=1).prepare(1)
         return str(caught.value)
     finally:
         model.close()
@@ -140,138 +131,90 @@ def test_an_operation_that_openvino_lacks_is_told(root: Path) -> None:
     assert "\n" not in text
 
 
-def test_openvino_need_not_be_installed(root: Path, cnn: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openvino_need_not_be_installed(root: Path, cnn: SavedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package the plan is not available."""
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(PlanUnavailable, match=r"^openvino is not installed$"):
-        OpenVinoPlan(root / "cnn", cnn.signatures["serving_default"], BUCKETS, 1)
+        OpenVinoPlan(root / "cnn", cnn.signatures["serving_default"])
+
+
+def test_a_precision_that_the_processor_lacks_is_told(root: Path, cnn: SavedModel) -> None:
+    """Never emulated: it would be slower and less exact. Where it is there, answers are near."""
+    import openvino as ov
+
+    signature = cnn.signatures["serving_default"]
+    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        run = OpenVinoPlan(root / "cnn", signature, threads=1, precision="bf16").prepare(2)
+        (name,) = signature.output_by_name
+        want, have = (f({"image": images(2)})[name] for f in (lambda i: reference(cnn, i), run))
+        np.testing.assert_allclose(have, want, 0.05, 0.05)
+    else:
+        with pytest.raises(PlanUnavailable, match=r"^this CPU has no bf16$"):
+            OpenVinoPlan(root / "cnn", signature, precision="bf16")
+    with pytest.raises(PlanUnavailable, match=r"^this CPU has no f8$"):
+        OpenVinoPlan(root / "cnn", signature, precision="f8")
 
 
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
-def test_names_must_survive_the_conversion(root: Path, cnn: LoadedModel, side: str) -> None:
+def test_names_must_survive_the_conversion(root: Path, cnn: SavedModel, side: str) -> None:
     """A converted model whose tensors are called otherwise is not used."""
     real = cnn.signatures["serving_default"]
     renamed = tuple(replace(spec, name="gone") for spec in getattr(real, side))
     signature = replace(real, inputs=renamed) if side == "inputs" else replace(real, outputs=renamed)
     with pytest.raises(PlanUnavailable, match=rf"^the converted model's {side} are .*, not \['gone'\]$"):
-        OpenVinoPlan(root / "cnn", signature, BUCKETS, 1)
+        OpenVinoPlan(root / "cnn", signature).prepare(1)
 
 
-@pytest.fixture(scope="module", params=["auto", "signature", "openvino"])
-def warm(request: pytest.FixtureRequest, root: Path) -> Iterator[tuple[PlanName, LoadedModel]]:
-    """The convolutional model, warmed up under each setting of ``--plan``."""
-    model = LoadedModel(root / "cnn", RuntimeOptions(6, request.param))
-    model.warm_up()
-    yield request.param, model
-    model.close()
+def test_nothing_is_sent_to_anyone(root: Path, cnn: SavedModel) -> None:
+    """OpenVINO's telemetry is not loaded: it would fork the server, and tell of its use."""
+    OpenVinoPlan(root / "cnn", cnn.signatures["serving_default"])
+    assert not [name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module]
 
 
-def test_the_setting_decides_on_the_plans(warm: tuple[PlanName, LoadedModel]) -> None:
-    """``signature`` uses TensorFlow only, ``openvino`` wherever it agrees, ``auto`` what is fastest."""
-    plan, model = warm
-    names = model._replicas[0].choices["serving_default"].names
-    allowed = {
-        "signature": {"signature"},
-        "openvino": {"openvino-1", "openvino"},
-        "auto": {"signature", "signature-pool", "openvino-1", "openvino"},
-    }
-    assert set(names) == set(BUCKETS)
-    assert set(names.values()) <= allowed[plan]
+class Kept:
+    """A plan that keeps its programs in a folder; counts what it compiles."""
+
+    def __init__(self, path: Path, model: SavedModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path, self.model, self.folder = path, model, folder
+        self.compiled = 0
+        real = OpenVinoPlan._compile
+
+        def compile_(plan: OpenVinoPlan, rows: int) -> Any:
+            self.compiled += 1
+            return real(plan, rows)
+
+        monkeypatch.setattr(OpenVinoPlan, "_compile", compile_)
+
+    def answers(self) -> bool:
+        """Whether a new plan answers as TensorFlow does."""
+        plan = OpenVinoPlan(self.path, self.model.signatures["serving_default"], threads=1, programs=self.folder)
+        got = plan.prepare(2)({"image": images(2)})
+        plan.close()
+        return disagreement(reference(self.model, {"image": images(2)}), got) == ""
 
 
-def test_a_loaded_model_answers_on_every_number_of_rows(warm: tuple[PlanName, LoadedModel], cnn: LoadedModel) -> None:
-    """Padded to the plan's bucket, each batch is answered as TensorFlow answers it alone."""
-    _, model = warm
-    signature = model.signatures["serving_default"]
-    cnn_lane = lane(signature, (8, 8, 1))
-    for rows in range(1, 8):
-        given = model.bucket_rows(cnn_lane, rows)
-        assert given >= rows
-        padded = np.concatenate([images(rows), np.zeros((given - rows, 8, 8, 1), np.float32)])
-        got = {name: array[:rows] for name, array in model.run(cnn_lane, {"image": padded}).items()}
-        assert disagreement(reference(cnn, {"image": images(rows)}), got) == ""
+@pytest.fixture
+def kept(root: Path, cnn: SavedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    kept = Kept(root / "cnn", cnn, tmp_path / "programs", monkeypatch)
+    assert kept.answers()
+    return kept
 
 
-def test_what_a_batch_costs_is_known(warm: tuple[PlanName, LoadedModel]) -> None:
-    """The seconds measured for the bucket; unknown for more rows, and for shapes that were not measured."""
-    _, model = warm
-    signature = model.signatures["serving_default"]
-    cnn_lane = lane(signature, (8, 8, 1))
-    costs = model._replicas[0].choices["serving_default"].costs
-    assert [model.expected_s(cnn_lane, rows) for rows in (1, 3, 6)] == [costs[b].seconds for b in (1, 4, 6)]
-    assert 0 < costs[6].seconds < math.inf
-    assert model.expected_s(cnn_lane, 7) == math.inf
-    assert model.expected_s(lane(signature, (9, 9, 1), conforms=False), 1) == math.inf
+def test_what_was_compiled_is_kept(kept: Kept) -> None:
+    """The second time nothing is compiled, and the answers are the same."""
+    assert [file.name for file in kept.folder.iterdir()] == ["openvino-1-2.program"]
+    assert kept.answers()
+    assert kept.compiled == 1
 
 
-def test_other_shapes_go_to_the_signature_plan(root: Path) -> None:
-    """A lane that does not conform never reaches a compiled plan: TensorFlow answers or refuses."""
-    model = LoadedModel(root / "many", RuntimeOptions(2, "openvino"))
-    model.warm_up()
-    signature = model.signatures["serving_default"]
-    assert set(model._replicas[0].choices["serving_default"].names.values()) <= {"openvino-1", "openvino"}
-    other = lane(signature, (5,), conforms=False)
-    assert model.bucket_rows(other, 3) == 3
-    assert model.run(other, {"x": np.ones((1, 5), np.float32)})["y"].tolist() == [[2, 2, 2, 2, 2]]
-    with pytest.raises(InvalidArgument):
-        model.run(other, {"x": np.array([["a"]], object)})
-    model.close()
-
-
-def test_before_its_warm_up_a_model_runs_on_tensorflow(cnn: LoadedModel) -> None:
-    """Nothing is measured yet, and batches are run as they come."""
-    cnn_lane = lane(cnn.signatures["serving_default"], (8, 8, 1))
-    assert cnn.bucket_rows(cnn_lane, 5) == 5
-    assert cnn.expected_s(cnn_lane, 5) == math.inf
-    assert len(next(iter(cnn.run(cnn_lane, {"image": images(5)}).values()))) == 5
-
-
-def test_every_signature_is_warmed_up(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Each has its plans; one that looks like the default one is run by TensorFlow alone."""
-    caplog.set_level(logging.INFO, "kiln.planner")
-    model = LoadedModel(root / "many", RuntimeOptions(2))
-    choices = model.warm_up()
-    assert {name: tuple(choice.names) for name, choice in choices.items()} == {
-        "serving_default": (1, 2),
-        "alias": (1, 2),
-        "length": (1, 2),
-        "fixed": (1,),
-    }
-    assert set(choices["alias"].names.values()) == {"signature"}
-    assert "openvino: not available: the signature has no batch dimension" not in caplog.text
-    assert "openvino: not available: only the signature 'serving_default' can be compiled" in caplog.text
-    fixed = lane(model.signatures["fixed"], (2,))
-    assert model.bucket_rows(fixed, 1) == 1
-    assert model.run(fixed, {"x": np.zeros(2, np.float32)})["y"].tolist() == [1, 1]
-    assert model.expected_s(fixed, 1) == math.inf
-    model.close()
-
-
-def test_open_sizes_have_no_known_cost(root: Path) -> None:
-    """What was measured with one size says nothing of others."""
-    model = LoadedModel(root / "open", RuntimeOptions(2, "signature"))
-    assert isinstance(model.warm_up()["serving_default"].costs[1], Cost)
-    assert model.expected_s(lane(model.signatures["serving_default"], (32,)), 1) == math.inf
-    model.close()
-
-
-def test_a_device_of_its_own_has_no_rival_on_the_cpu(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where TensorFlow found another device, OpenVINO's CPU plans are not tried, unless they are forced."""
-    for plan, names in (("auto", ["signature-pool"]), ("openvino", ["openvino-1", "openvino"]), ("signature", [])):
-        model = LoadedModel(root / "open", RuntimeOptions(2, plan))  # type: ignore[arg-type]
-        (replica,) = model._replicas
-        monkeypatch.setattr(replica.saved_model, "device", "GPU:0")
-        assert [c.name for c in model._candidates(model.signatures["serving_default"], replica)] == names
-        model.close()
-
-
-def test_closing_gives_every_plan_back(root: Path) -> None:
-    """Plans that serve several buckets are closed once, then the session; nothing runs any more."""
-    model = LoadedModel(root / "cnn", RuntimeOptions(6, "openvino"))
-    choices = model.warm_up()
-    plans: list[Any] = list(choices["serving_default"].plans.values())
-    assert all(hasattr(plan, "_request") for plan in plans)
-    model.close()
-    assert not any(hasattr(plan, "_request") for plan in plans)
-    with pytest.raises(Internal):
-        reference(model, {"image": images(1)})
+@pytest.mark.parametrize("damage", ["empty", "cut", "junk"])
+def test_a_program_that_cannot_be_read_is_compiled_anew(kept: Kept, damage: str) -> None:
+    """Whatever is in its place: the file is then whole again."""
+    (file,) = kept.folder.iterdir()
+    data = file.read_bytes()
+    file.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "junk": b"\xff" * 5000}[damage])
+    assert kept.answers()
+    assert kept.compiled == 2
+    assert len(file.read_bytes()) > 5000 or len(data) <= 5000
+    assert kept.answers()
+    assert kept.compiled == 2

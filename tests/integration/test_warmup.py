@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from service.rpc.tfserving_codec import _encode_tensor
 from service.rpc.warmup_codec import decode_warm_up
 from service.runtime import model as runtime_model
 from service.runtime.model import LoadedModel, RuntimeOptions
-from service.runtime.planner import choose
+from service.runtime.planning import PlanningOptions, Request
 from service.runtime.warmup import WARM_UP_FILE, records
-from service.tensors import Array, Signature, Tensors, data_type_of
+from service.tensors import Array, Tensors, data_type_of
 from tests.integration.saved_models import save
 
-OPTIONS = RuntimeOptions(4, "signature", decode_warm_up=decode_warm_up)
+OPTIONS = RuntimeOptions(PlanningOptions(4), decode_warm_up=decode_warm_up)
 
 
 @pytest.fixture(scope="module")
@@ -76,28 +77,31 @@ def write(path: Path, logs: Iterable[bytes]) -> Path:
 
 
 @pytest.fixture
-def samples(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensors | None]:
-    """What the planner is given for each signature."""
-    given: dict[str, Tensors | None] = {}
+def samples(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensors]:
+    """What the child that plans is given for each signature."""
+    given: dict[str, Tensors] = {}
 
-    def watched(signature: Signature, *arguments: Any, sample: Tensors | None = None) -> Any:
-        given[signature.name] = sample
-        return choose(signature, *arguments, sample=sample)
+    class Watched:
+        def __init__(self, request: Request, samples: Mapping[str, Tensors]) -> None:
+            given.update(samples)
 
-    monkeypatch.setattr(runtime_model, "choose", watched)
+        def run(self, tell: Any) -> None: ...
+        def cancel(self) -> None: ...
+
+    monkeypatch.setattr(runtime_model, "Planning", Watched)
     return given
 
 
-def test_records_are_replayed_before_the_plans_are_chosen(path: Path, samples: dict[str, Tensors | None]) -> None:
-    """Each signature is measured on the rows that its records brought; one without records on random ones."""
+def test_records_are_replayed_before_the_plans_are_chosen(path: Path, samples: dict[str, Tensors]) -> None:
+    """Each signature is planned on the rows that its records brought, as many as a batch has; others on drawn ones."""
     ones = np.ones((3, 3), np.float32)
     write(path, [log_of(x=ones), log_of("words", x=np.array([b"caf\xc3\xa9"], object)), log_of(x=2 * ones)])
-    model = LoadedModel(path, OPTIONS)
+    model = LoadedModel(path, replace(OPTIONS, plan_dir=path.parent / "plans"))
     model.warm_up()
-    assert {name: sample and sample["x"].tolist() for name, sample in samples.items()} == {
+    model.plan()
+    assert {name: sample["x"].tolist() for name, sample in samples.items()} == {
         "serving_default": [[1] * 3, [1] * 3, [1] * 3, [2] * 3],
         "words": [b"caf\xc3\xa9"],
-        "thirteens": None,
     }
     model.close()
 
@@ -106,9 +110,9 @@ def test_real_inputs_are_measured_where_random_ones_are_refused(path: Path) -> N
     """A model that takes few widths only is warmed up by its records, on every bucket."""
     write(path, [log_of("thirteens", x=np.ones((2, 26), np.float32))])
     model = LoadedModel(path, OPTIONS)
-    choices = model.warm_up()
-    assert sorted(choices["thirteens"].costs) == [1, 2, 4]
-    assert all(cost.seconds < 60 for cost in choices["thirteens"].costs.values())
+    chosen = model.warm_up()["thirteens"].chosen
+    assert sorted(chosen) == [1, 2, 4]
+    assert all(cell.seconds < 60 for cell in chosen.values())
     model.close()
 
 
@@ -161,7 +165,7 @@ def test_without_a_decoder_the_file_is_told(path: Path, caplog: pytest.LogCaptur
     """Records that nothing decodes are not passed over in silence."""
     caplog.set_level(logging.WARNING, "kiln.runtime")
     file = write(path, [log_of()])
-    model = LoadedModel(path, RuntimeOptions(2, "signature"))
+    model = LoadedModel(path, RuntimeOptions(PlanningOptions(2)))
     assert set(model.warm_up()) == {"serving_default", "thirteens", "words"}
     model.close()
     told = [record.message for record in caplog.records if record.name == "kiln.runtime"]

@@ -13,6 +13,7 @@ from service import inspection
 from service.errors import ModelLoadError
 from service.registry.config import ModelConfig
 from service.runtime.records import Chosen, SignatureRecord
+from service.server import registry_options
 from service.settings import Settings
 from tests.fakes import DOUBLE, FakeModel
 
@@ -52,10 +53,9 @@ class Shop:
         self.models: dict[str, FakeModel | Exception] = {}
         self.configs: list[ModelConfig] = []
         self.told: list[str] = []
-        real = inspection.registry_options
 
         def options(settings: Settings) -> Any:
-            return replace(real(settings), materialize=lambda source: source.path, load=self.load)
+            return replace(registry_options(settings), materialize=lambda source: source.path, load=self.load)
 
         monkeypatch.setattr(inspection, "registry_options", options)
         monkeypatch.setattr("service.server.keep_programs_in", lambda folder: None)

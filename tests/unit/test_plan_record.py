@@ -214,7 +214,7 @@ class Files:
 )
 def test_a_containers_quota_counts_as_cores(monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int) -> None:
     """Of eight cores as many may be used as the control group allows, one at least."""
-    monkeypatch.setattr(plan_record.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(plan_record, "Path", Files({"/sys/fs/cgroup/cpu.max": quota} if quota else {}))
     assert usable_cores() == cores
 
@@ -234,7 +234,7 @@ def test_the_processor_is_known_by_its_name_and_flags(
 ) -> None:
     """As Linux tells them; elsewhere as Python does."""
     monkeypatch.setattr(plan_record, "Path", Files({"/proc/cpuinfo": text} if text else {}))
-    monkeypatch.setattr(plan_record.platform, "processor", lambda: "arm")
+    monkeypatch.setattr("platform.processor", lambda: "arm")
     plan_record._processor.cache_clear()
     try:
         found = plan_record._processor()

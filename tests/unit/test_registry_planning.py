@@ -81,7 +81,7 @@ class Served:
         handle = self.registry.acquire(ModelRef(name))
         try:
             outputs = await handle.submit(handle.signatures["serving_default"], rows(1.0), None)
-            return outputs["y"].tolist() == [[2.0] * 3]
+            return bool((outputs["y"] == 2.0).all())
         finally:
             handle.release()
 
