@@ -233,11 +233,11 @@ def test_the_public_way_to_call_serves_where_the_direct_one_is_missing() -> None
     """A TensorFlow without the callable that is used here is called through `make_callable`."""
 
     class Session:
-        def make_callable(self, fetches: list[str], feed_list: list[str]) -> Any:
-            return lambda *arrays: [fetches, feed_list, *arrays]
+        def make_callable(self, fetches: list[Any], feed_list: list[str]) -> Any:
+            return lambda *arrays: [[*fetches[0], feed_list, *arrays], fetches[1]]
 
     call = savedmodel._callable(Session(), ("x:0",), ("y:0",), pooled=False)
-    assert call(1) == [["y:0"], ["x:0"], 1]
+    assert call(1) == ["y:0", ["x:0"], 1]
 
 
 def test_a_signature_that_no_wire_carries_is_left_out(tf: Any, tmp_path: Path, caplog: Any) -> None:
