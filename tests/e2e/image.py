@@ -144,9 +144,10 @@ class Container(Server):
         self.log_path = log
         self.root = root
         self.config = config
-        self._ports = (free := free_ports(2))[0], free[1]
+        self._ports = None
+        rest_port, grpc_port = free_ports(2)
         self.env = dict(each.split("=", 1) for each in config["Env"])
-        self.env |= {"KILN_REST_PORT": str(free[0]), "KILN_GRPC_PORT": str(free[1])}
+        self.env |= {"KILN_REST_PORT": str(rest_port), "KILN_GRPC_PORT": str(grpc_port)}
         command = [*config["Entrypoint"], *config["Cmd"]]
         enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", _ENTER, "sh"]
         with log.open("wb") as file:

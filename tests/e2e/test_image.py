@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 from service import __version__
-from service.runtime.plan_record import _FILE
+from service.runtime.plan_record import PlanCache
 from tests.e2e.conftest import CLIENTS, Digits, run_python
 from tests.e2e.image import TOOLS, Buildah, Container, build_image, make_base, mounted, size_bytes
 from tests.e2e.process import MODELS
@@ -82,11 +81,14 @@ def test_it_answers_over_rest_and_grpc(container: Container, digits: Digits, tmp
 def test_nothing_is_converted_or_planned_at_the_start(container: Container):
     """What was found out at the build is found by the server, though its cache is an empty mount of its own."""
     assert "was imported before" in container.log
-    assert "looking for its fastest plans" not in container.log
-    plans = {version["model"]: version["plans"] for version in container.get("/status")[1]}
-    (record,) = (container.root / "opt" / "warm" / "plans").glob(f"*/{_FILE}")
-    known = json.loads(record.read_text())["plans"]["serving_default"]["chosen"]
-    assert {cell["plan"] for cell in known.values()} <= set(re.split(r", | \(.*?\)", plans["digits"]))
+    (key,) = (path.name for path in (container.root / "opt/warm/plans").iterdir() if path.name != "xla")
+    record = PlanCache(container.root / "opt/warm/plans").find(key)
+    assert record is not None
+    known = ", ".join(sorted({name for plans in record.plans.values() for name in plans.names.values()}))
+    # those that need TensorFlow are put in use once that is loaded
+    container.wait(lambda: container.get("/status")[1][0]["plans"] == known, f"plans {known}")
+    kept = container.run("find", "/var/cache/kiln/plans", "-mindepth", "1", "-maxdepth", "1", "-printf", "%f %y\n")
+    assert sorted(kept.stdout.splitlines()) == sorted([f"{key} l", "xla d"])
 
 
 def test_it_is_neither_root_nor_can_it_write(container: Container):
