@@ -47,6 +47,7 @@ from service.runtime.planning import PlanningOptions
 from service.runtime.xla import keep_programs_in
 from service.settings import Settings
 from service.shared_memory import SharedMemory
+from service.warm_cache import link_warm_cache
 
 _log = logging.getLogger("kiln.server")
 _LINGER_S = 0.3
@@ -247,8 +248,8 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def registry_options(settings: Settings) -> RegistryOptions:
-    """How versions are brought in and batched, by the settings."""
-    keep_programs_in(settings.cache_dir / "plans" / "xla")
+    """How versions are brought in and batched, by the settings; `OSError` if the cache folder cannot be written."""
+    _prepare_cache(settings)
 
     def load(path: Path, config: ModelConfig) -> LoadedModel:
         options = RuntimeOptions(
@@ -286,6 +287,15 @@ def registry_options(settings: Settings) -> RegistryOptions:
         fixed=settings.model_control == "none",
         root=str(settings.models),
     )
+
+
+def _prepare_cache(settings: Settings) -> None:
+    try:
+        keep_programs_in(settings.cache_dir / "plans" / "xla")
+        if settings.warm_cache_dir is not None:
+            link_warm_cache(settings.warm_cache_dir, settings.cache_dir)
+    except OSError as error:
+        raise OSError(f"the cache folder {settings.cache_dir} (--cache-dir) cannot be used: {error}") from error
 
 
 def planning_options(settings: Settings, config: ModelConfig) -> PlanningOptions:

@@ -159,6 +159,9 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default_factory=_default_cache_dir, description="where models are kept, converted or fetched"
     )
+    warm_cache_dir: Path | None = Field(
+        None, description="a cache that was filled before, such as an image's; linked into the cache folder, only read"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log")
 

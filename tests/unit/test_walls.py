@@ -48,6 +48,7 @@ ASIDE = {
     "service.settings": {"service.cli", "service.embedded", "service.inspection", "service.server"},
     "service.logs": {"service.cli", "service.embedded", "service.extensions"},
     "service.health": {"service.server"},
+    "service.warm_cache": {"service.server"},
     "service.trace_context": {"service.rest", "service.rpc", "service.timing", "service.predictor"},
     "service.shared_memory": {"service.server", "service.rest", "service.rpc"},
 }
