@@ -17,7 +17,7 @@ import simdjson
 from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.extensions.classification import CLASSIFICATION, class_count, classified
-from service.extensions.parameters import timeout_s
+from service.extensions.parameters import priority, timeout_s
 from service.predictor import Decoded, Prediction, choose_signature
 from service.rest.json_codec import (
     ARRAY,
@@ -64,6 +64,7 @@ class Wanted:
     classes: dict[str, Any] = field(default_factory=dict)
     """How many classes are asked for of each output that is wanted as classes."""
     timeout_s: float | None = None
+    priority: int = 0
 
 
 def decode_infer(
@@ -89,7 +90,8 @@ def decode_infer(
     text = body if header_length is None else body[:header_length]
     header = _known_headers.get(text) if header_length is not None else None
     if header is not None and header.fits(signatures, bounds, len(body)):
-        return Decoded(header.signature, header.read(body), timeout_s=header.wanted.timeout_s), header.wanted
+        hints = header.wanted
+        return Decoded(header.signature, header.read(body), timeout_s=hints.timeout_s, priority=hints.priority), hints
     document = Document(text, max_depth, is_header=header_length is not None)
     wanted = _wanted(document, memory)
     signature = choose_signature(signatures, wanted.signature_name)
@@ -113,7 +115,7 @@ def decode_infer(
     bounds.check_inputs(inputs, len(body))
     if header_length is not None and header_length <= _LONGEST_KNOWN_BYTES:
         _remember(text, _Header(signature, bounds, wanted, tail.places, len(body)))
-    return Decoded(signature, inputs, timeout_s=wanted.timeout_s), wanted
+    return Decoded(signature, inputs, timeout_s=wanted.timeout_s, priority=wanted.priority), wanted
 
 
 def _decode_raw(body: bytes, signature: Signature, bounds: Bounds) -> tuple[Decoded, Wanted]:
@@ -300,6 +302,7 @@ def _wanted(document: Document, memory: SharedMemory) -> Wanted:
     wanted = Wanted(request_id, signature_name, _flag(parameters, "binary_data_output", default=False))
     if parameters:
         wanted.timeout_s = timeout_s(parameters)
+        wanted.priority = priority(parameters)
     outputs = document.get("outputs")
     if outputs is not None:
         for output in _list_of_objects(outputs, "outputs"):
