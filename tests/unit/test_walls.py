@@ -26,7 +26,7 @@ ORDER = (
     ("service.bounds",),
     ("service.tensors",),
     ("service.meaning",),
-    ("service.errors",),
+    ("service.errors", "service.batching_file"),
 )
 """The rooms from above to below; a room imports only those further down, and none beside it."""
 
@@ -84,6 +84,9 @@ LAZY = ("tensorflow", "keras", "openvino", "h5py", "fsspec", "aiohttp", "pynvml"
 
 PURE = (
     "service/batching/queue.py",
+    "service/batching/slo.py",
+    "service/batching/curve.py",
+    "service/batching_file.py",
     "service/registry/policy.py",
     "service/registry/memory.py",
     "service/examples.py",
