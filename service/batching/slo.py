@@ -9,7 +9,7 @@ saturation gives those of the best size. What it adds is what keeps the goal whe
   fit into it), and no longer than lets the first of them be in time, by the spread of run times and not their mean
   alone (Orloj);
 - of what waits, entries too late to be in time are refused first, rather than make the batch small for the rest
-  (Nexus); but where all are late they are run, for a late answer is worth more than none;
+  (Nexus); but where all are late and no flood comes, they are run, for a late answer is worth more than none;
 - what has the earlier deadline goes first, and what has a higher level before that.
 """
 
@@ -26,6 +26,8 @@ from service.errors import Overloaded
 
 _HEADROOM = 0.1
 """Share of the goal for what is not the batcher's: reading the request, writing the answer."""
+_AS_GOOD = 0.99
+"""Sizes that answer this share of the most are as good as the best, and the one that is easier on latency is taken."""
 _EFFICIENT = 0.8
 """A batch that gives this share of the most rows a second is large enough not to be spared."""
 _HEAD_START = 0.25
@@ -41,25 +43,47 @@ _RELEARN = 16
 
 @dataclass
 class _Load:
-    """What is known of one lane: its curve, the sizes of its batches, and its rows that wait, by level."""
+    """What is known of one lane: its curve, the sizes of its batches, and its rows that wait, by level.
+
+    It `is_flooded` where more rows come than can be run, counted over the last few runs.
+    """
 
     curve: Curve
     most_rows: int
     best_rows: int = 1
     least_rows: int = 1
+    is_flooded: bool = False
     runs: int = 0
+    came: int = 0
+    counted_since: float = 0.0
     waiting: list[int] = field(default_factory=lambda: [0] * _LEVELS)
 
-    def choose_sizes(self, budget_s: float) -> None:
-        """`best_rows` gives the most rows a second where two batches fit into `budget_s`; `least_rows` nearly so."""
+    def choose_sizes(self, budget_s: float, rows_per_s: float) -> None:
+        """Set `best_rows`, which answers the most of `rows_per_s` within `budget_s`, and `least_rows`, nearly as good.
+
+        Of what comes while a batch of t seconds runs, as much is in time as comes in its last ``budget - t`` seconds,
+        for it needs that batch's end and another batch: all where two batches fit. While `rows_per_s` is 0 for not
+        being known, they have to.
+        """
         sizes = [1 << power for power in range(self.most_rows.bit_length())]
         if sizes[-1] != self.most_rows:
             sizes.append(self.most_rows)
-        fitting = [rows for rows in sizes if 2 * self.curve.late_s(rows) <= budget_s] or sizes[:1]
-        rates = {rows: rows / max(self.curve.expected_s(rows), 1e-9) for rows in fitting}
-        self.best_rows = max(rates, key=lambda rows: (rates[rows], rows))
-        enough = _EFFICIENT * rates[self.best_rows]
-        self.least_rows = next(rows for rows in fitting if rates[rows] >= enough)
+        speeds, answered = {}, {}
+        for rows in sizes:
+            late_s = max(self.curve.late_s(rows), 1e-9)
+            speeds[rows] = rows / max(self.curve.expected_s(rows), 1e-9)
+            answered[rows] = min(speeds[rows], rows_per_s * min(max(budget_s / late_s - 1, 0.0), 1.0))
+        near = [rows for rows in sizes if answered[rows] >= _AS_GOOD * max(answered.values())]
+        calm = [rows for rows in near if 2 * self.curve.late_s(rows) <= budget_s]
+        self.best_rows = max(calm, key=lambda rows: (speeds[rows], rows)) if calm else near[0]
+        self.least_rows = next(rows for rows in sizes if speeds[rows] >= _EFFICIENT * speeds[self.best_rows])
+        self.is_flooded = rows_per_s > speeds[self.best_rows]
+
+    def came_per_s(self, now: float) -> float:
+        """Rows a second that have come since this was asked last."""
+        rate = self.came / max(now - self.counted_since, 1e-9)
+        self.came, self.counted_since = 0, now
+        return rate
 
     def waiting_s(self, levels: slice) -> float:
         """Seconds of what waits of these levels."""
@@ -117,6 +141,7 @@ class SloPolicy:
         """
         first = entries[0]
         now = first.enqueued
+        self._load(first.lane).came += sum(entry.rows for entry in entries)
         excess_s = self._excess_s(entries, now)
         if excess_s > 0 and first.level and sum(self._rows[: first.level]):
             self._refused[first.level] += 1
@@ -155,7 +180,7 @@ class SloPolicy:
     def choose(self, lane: Sequence[Entry], now: float) -> tuple[int, int]:
         """Entries too late for a batch of efficient size, and most rows so that the first of the others is in time.
 
-        Where all are late, none is dropped.
+        Where all are late none is dropped, unless more comes than can be run, so that the next will be in time.
         """
         load = self._load(lane[0].lane)
         start = self._free_at(now)
@@ -163,7 +188,7 @@ class SloPolicy:
         end = start + load.curve.expected_s(least)
         late = next((place for place, entry in enumerate(lane) if self._due(entry) >= end), None)
         if late is None:
-            return 0, load.best_rows
+            return (len(lane) if load.is_flooded else 0), load.best_rows
         due = self._due(lane[late])
         rows = load.best_rows
         while rows > least and start + load.curve.late_s(rows) > due:
@@ -197,7 +222,7 @@ class SloPolicy:
             load.curve.learn(run.rows, max(now - run.starts, 0.0))
             load.runs += 1
             if load.runs % _RELEARN == 0:
-                load.choose_sizes(self._budget_s)
+                load.choose_sizes(self._budget_s, load.came_per_s(now))
 
     # What follows from all that
 
@@ -229,7 +254,10 @@ class SloPolicy:
         batch_s = load.curve.expected_s(load.best_rows)
         spread_s = (load.curve.late_s(load.best_rows) - batch_s) * math.sqrt(full)
         before_s = free_s + (others_s + full * batch_s + spread_s) / self._parallel
-        return max(now + before_s + load.curve.late_s(rest + 1) - self._due(first), 0.0)
+        due = self._due(first)
+        if load.is_flooded:  # a queue longer than the next batch answers no more, and suffers more from a stall
+            due = min(due, now + 2 * load.curve.late_s(load.best_rows) + rows // load.best_rows * batch_s)
+        return max(now + before_s + load.curve.late_s(rest + 1) - due, 0.0)
 
     def _excess_alone_s(self, entry: Entry, rows: int, now: float) -> float:
         """With nothing ahead only a deadline of its own counts, and not for ever where nothing runs."""
@@ -249,7 +277,7 @@ class SloPolicy:
                 self._loads = dict(self._waited_for)
             most = self._most_rows(lane.signature.name) if lane.fuses else 1
             load = self._loads[lane.key] = _Load(Curve(partial(self._measured, lane)), most)
-            load.choose_sizes(self._budget_s)
+            load.choose_sizes(self._budget_s, 0.0)
         return load
 
     def _limit_ms(self, entry: Entry) -> float:

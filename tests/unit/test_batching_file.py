@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.batching_file import BatchingFileError, batching_settings
-from service.settings import Settings, SettingsError, load_settings
+from service.settings import SettingsError, load_settings
 
 GUIDE = """
 # as in TensorFlow Serving's guide
@@ -129,4 +129,4 @@ def test_other_buckets_are_refused(given: Any):
 def test_buckets_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     """As one text with commas."""
     monkeypatch.setenv("KILN_BUCKETS", "4,2")
-    assert Settings(models="models").buckets == (2, 4)
+    assert load_settings({"models": "models"}).buckets == (2, 4)

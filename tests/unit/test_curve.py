@@ -29,7 +29,7 @@ def test_runs_correct_their_bucket_and_the_others_in_proportion():
     curve = Curve(_measured)
     for _ in range(60):
         curve.learn(8, 0.024)
-    assert curve.expected_s(7) == pytest.approx(0.024, rel=0.01)
+    assert curve.expected_s(8) == pytest.approx(0.024, rel=0.01)
     assert curve.expected_s(2) == pytest.approx(0.012, rel=0.01)
 
 
@@ -51,6 +51,18 @@ def test_a_stall_is_no_new_curve_but_a_slower_machine_is():
     for _ in range(100):
         curve.learn(4, 1.0)
     assert curve.expected_s(4) == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_size_that_had_a_stall_is_not_shunned_for_good():
+    """While only other sizes run, its estimate follows theirs."""
+    curve = Curve(_measured)
+    for _ in range(20):
+        curve.learn(8, 1.0)
+    assert curve.expected_s(8) > 0.05
+    for _ in range(300):
+        curve.learn(4, 0.008)
+    assert curve.expected_s(8) == pytest.approx(0.012, rel=0.02)
+    assert curve.late_s(8) == pytest.approx(0.012, rel=0.02)
 
 
 def test_what_was_never_measured_is_learned():

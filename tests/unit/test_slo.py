@@ -250,6 +250,28 @@ def test_where_all_are_hopeless_they_are_run():
     assert (taken.late, taken.entries) == ([], late)
 
 
+def test_in_a_flood_the_hopeless_are_dropped_even_if_all_are():
+    """Where more comes than can be run, the next will be in time at once; and the queue is kept short besides."""
+    rules = policy()
+    queue = BatchQueue(LIMITS, rules)
+    now, waiting = 0.0, 0
+    for _ in range(40):
+        waiting = fill(queue, at=now)
+        taken = queue.take(now)
+        run = rules.begun(LANE, len(taken.entries), now)
+        for _ in range(50):
+            with contextlib.suppress(Overloaded):
+                queue.offer([entry(at=now)])
+        now += 0.017
+        rules.ended(run, now)
+    assert waiting < 20
+    waiting = len(queue)
+    taken = queue.take(now + 1.0)
+    assert (len(taken.late), taken.entries, len(queue)) == (waiting, [], 0)
+    queue.offer([entry(at=now + 1.0)])
+    assert len(queue.take(now + 1.0).entries) == 1
+
+
 def test_a_caller_who_left_is_cancelled_and_not_late():
     """And one whose own deadline has passed is expired."""
     queue = BatchQueue(LIMITS, policy())
