@@ -39,6 +39,8 @@ _PROBE_S = 1.0
 _MOST_LANES = 1024
 _RELEARN = 16
 """Runs of a lane after which its batch sizes are chosen again."""
+_EARLY = (4, 8)
+"""At its first runs they are chosen sooner: a flood may come with the first request."""
 
 
 @dataclass
@@ -221,7 +223,7 @@ class SloPolicy:
             load = self._load(run.lane)
             load.curve.learn(run.rows, max(now - run.starts, 0.0))
             load.runs += 1
-            if load.runs % _RELEARN == 0:
+            if load.runs % _RELEARN == 0 or load.runs in _EARLY:
                 load.choose_sizes(self._budget_s, load.came_per_s(now))
 
     # What follows from all that
