@@ -1,6 +1,6 @@
 """A load test from nothing: starts the server on the example models, runs the Locust suite, writes a report.
 
-``python -m load_tests.load [--models models] [--shape step] [--peak 16] [--seconds 40] [--out FOLDER] [-- LOCUST OPTIONS]``;
+``python -m load_tests.load [--models models] [--shape step] [--peak 16] [--seconds 40] [-- LOCUST OPTIONS]``;
 the exit code is Locust's: 1 where a threshold was exceeded.
 """
 
@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("load_failures.csv", "load_exceptions.csv", "load_stats_history.csv"):
         (options.out / name).unlink(missing_ok=True)
     print(
-        f"{requests} requests in {elapsed_s:.0f} s; Locust itself took {cpu_s / max(requests, 1) * 1e6:.0f} µs of CPU each"
+        f"{requests} requests in {elapsed_s:.0f} s; "
+        f"Locust itself took {cpu_s / max(requests, 1) * 1e6:.0f} µs of CPU each"
     )
     print(machine())
     return code

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc.experimental.gevent
+import locust.log
 from locust import FastHttpUser, LoadTestShape, User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 
@@ -116,9 +117,16 @@ class TfServingGrpc(_Asks, User):
     wait_time = constant(0)
     messages: tuple[bytes, ...] = ()
     address = ""
+    started = 0
+
+    @classmethod
+    def next_user(cls) -> int:
+        """A number for each user: channels with the same options would share a connection."""
+        cls.started += 1
+        return cls.started
 
     def on_start(self) -> None:
-        self.channel = grpc.insecure_channel(self.address, options=[("kiln.user", id(self))])
+        self.channel = grpc.insecure_channel(self.address, options=[("kiln.user", self.next_user())])
         self.call = self.channel.unary_unary(TFSERVING_METHOD)
 
     def on_stop(self) -> None:
@@ -201,6 +209,8 @@ def judge(environment: Any, **_: Any) -> None:
         p95_ms=total.get_response_time_percentile(0.95) or 0.0,
         p99_ms=total.get_response_time_percentile(0.99) or 0.0,
     )
+    if locust.log.unhandled_greenlet_exception:
+        problems.append("a user ended with an exception")
     for problem in problems:
         print(f"threshold: {problem}")
     environment.process_exit_code = 1 if problems else 0
