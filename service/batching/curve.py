@@ -14,6 +14,8 @@ _FIRST_SPREAD = 0.1
 """Spread before anything has run, as a share of the mean."""
 _SPREADS = 3.0
 """Mean and so many mean deviations are what 99 % of the runs keep to; 2.9 for a normal distribution."""
+_MOST_SPREAD = 0.25
+"""More than that is not reckoned with: on a machine that is so uneven refusing still more would help nobody."""
 _MOST_OFF = 1.0
 """One run counts as at most twice what was expected: a stall is no new curve."""
 
@@ -57,7 +59,7 @@ class Curve:
             self._means[bucket] = seconds
             return
         off = min(seconds / expected - 1, _MOST_OFF)
-        self._spread = _SPREAD_MEMORY * self._spread + (1 - _SPREAD_MEMORY) * abs(off)
+        self._spread = min(_SPREAD_MEMORY * self._spread + (1 - _SPREAD_MEMORY) * abs(off), _MOST_SPREAD)
         factor = 1 + (1 - _MEMORY) * off
         if self._measured(rows) == math.inf:
             self._means[bucket] = expected * factor
