@@ -38,7 +38,7 @@ _KINDS = ("rest_json", "rest_binary", "tfserving_rest", "tfserving_grpc")
 _JSON = {"Content-Type": "application/json"}
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: LocustArgumentParser) -> None:
     """The suite's own options, beside Locust's."""
 
@@ -81,7 +81,11 @@ class _RestUser(_Asks, FastHttpUser):
 
     def post(self, path: str, name: str) -> None:
         with self.client.post(
-            path, data=self.bodies[self.next_number()], headers=self.headers, name=name, catch_response=True
+            path,
+            data=self.bodies[self.next_number()],  # type: ignore[arg-type] - bytes are sent as they are
+            headers=self.headers,
+            name=name,
+            catch_response=True,
         ) as answer:
             if answer.status_code != 200:
                 answer.failure(f"{answer.status_code}: {(answer.text or '')[:200]}")
@@ -154,7 +158,7 @@ class TfServingGrpc(_Asks, User):
 _USERS: tuple[Any, ...] = (RestJson, RestBinary, TfServingRest, TfServingGrpc)
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def prepare(environment: Any, **_: Any) -> None:
     """Ask the server for the model's input, make all requests, weigh the users, choose the shape."""
     options = environment.parsed_options
@@ -189,14 +193,14 @@ class _Staged(LoadTestShape):
     abstract = True
 
     def __init__(self, stages: list[Stage]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._stages = stages
 
     def tick(self) -> tuple[int, float] | None:
-        return now_in(self._stages, self.get_run_time())
+        return now_in(self._stages, self.get_run_time())  # type: ignore[no-untyped-call]
 
 
-@events.quitting.add_listener
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
 def judge(environment: Any, **_: Any) -> None:
     """Set the exit code by the thresholds, and say which were exceeded."""
     options = environment.parsed_options
