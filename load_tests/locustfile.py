@@ -82,7 +82,7 @@ class _RestUser(_Asks, FastHttpUser):
     def post(self, path: str, name: str) -> None:
         with self.client.post(
             path,
-            data=self.bodies[self.next_number()],  # type: ignore[arg-type] - bytes are sent as they are
+            data=self.bodies[self.next_number()],  # type: ignore[arg-type]  # bytes are sent as they are
             headers=self.headers,
             name=name,
             catch_response=True,
