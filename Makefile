@@ -10,7 +10,7 @@ EXTRAS ?=
 BAKE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs models image image-test chart
+.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs load simulate models image image-test chart
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -53,6 +53,12 @@ bench: setup  ## measure the server and print the table of load_tests/README.md
 
 bench-codecs: setup  ## measure the codecs alone: each dialect, form, type and size
 	$(BIN)/python -m load_tests.bench_codecs
+
+load: setup  ## start the server, ask it with Locust's users for a short while, write load_tests/results/load.html
+	$(BIN)/python -m load_tests.load --models $(MODELS)
+
+simulate: setup  ## compare ways to batch on made-up arrivals: table, JSON and plot in load_tests/results/
+	$(BIN)/python -m load_tests.simulate
 
 models: setup  ## train all example models anew
 	set -e; for script in models/*/train.py; do echo "$$script"; $(BIN)/python "$$script"; done

@@ -41,7 +41,7 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 _VERSION = ("model", "version")
-_DROPPED = ("cancelled", "expired", "overloaded")
+_DROPPED = ("cancelled", "expired", "overloaded", "late")
 _FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE_EXCEEDED})
 """Failures that are the server's, not the caller's: they miss a model's goal however fast they are."""
 _MOST_GONE = 8
@@ -80,7 +80,7 @@ class Metrics:
         )
         self._dropped = self._counts(
             "kiln_dropped_requests",
-            "Requests that left the queue unrun: cancelled, expired or refused because it was full.",
+            "Requests that left the queue unrun: cancelled, expired, refused as overloaded, or too late for slo_ms.",
             "reason",
         )
         self._shadow = self._counts(

@@ -52,13 +52,14 @@ class Decoded:
     With `strict_shapes` the signature's rank and sizes are enforced here; without, as TensorFlow
     Serving has it, a shape that differs goes to the graph, which may refuse it: but only if the
     signature says that the graph can be let try. `timeout_s` is what the request gives itself, beside
-    the deadline of its call.
+    the deadline of its call; `priority` is as in `Batcher.submit`.
     """
 
     signature: Signature
     inputs: Tensors
     strict_shapes: bool = True
     timeout_s: float | None = None
+    priority: int = 0
 
 
 Decoder = Callable[[Mapping[str, Signature]], Decoded]
@@ -100,7 +101,12 @@ class Handle(Protocol):
     signatures: Mapping[str, Signature]
 
     def submit(
-        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        deadline: float | None,
+        spent: Spent | None = None,
+        priority: int = 0,
     ) -> Awaitable[Tensors]:
         """Queue validated inputs; raises what `Batcher.submit` and the answer do."""
 
@@ -206,7 +212,7 @@ class Request:
             if deadline is not None and now >= deadline:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
             spent = Spent()
-            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
+            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent, decoded.priority)
             self._observed.answered = time.monotonic()
             return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
         finally:
@@ -249,7 +255,7 @@ class Request:
 
         async def run(decoded: Decoded) -> Prediction:
             spent = Spent()
-            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
+            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent, decoded.priority)
             return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
 
         answers = await asyncio.gather(*map(run, asked), return_exceptions=True)

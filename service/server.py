@@ -303,7 +303,7 @@ def planning_options(settings: Settings, config: ModelConfig) -> PlanningOptions
     return PlanningOptions(
         settings.max_batch_rows,
         config.plan or settings.plan,
-        config.buckets,
+        config.buckets or settings.buckets,
         settings.plan_budget_s if config.budget_s is None else config.budget_s,
         Tolerance(config.rtol, config.atol),
         config.deterministic,

@@ -21,6 +21,8 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from service.batching_file import batching_settings
+
 ENV_PREFIX = "KILN_"
 
 
@@ -42,6 +44,18 @@ def _modules(value: Any) -> tuple[str, ...]:
     if any(not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) for name in names):
         raise ValueError("names of Python modules expected")
     return tuple(dict.fromkeys(names))
+
+
+def _bucket_rows(value: Any) -> tuple[int, ...]:
+    """Numbers of rows in order, from a list of numbers, or of texts of numbers with commas between them."""
+    given = [value] if isinstance(value, str | int) else value
+    try:
+        found = {int(part) for item in given for part in str(item).split(",") if part.strip()}
+    except (TypeError, ValueError):
+        raise ValueError("numbers of rows expected") from None
+    if any(not 1 <= rows <= 65536 for rows in found):
+        raise ValueError("numbers of rows from 1 to 65536 expected")
+    return tuple(sorted(found))
 
 
 class SettingsError(Exception):
@@ -111,6 +125,14 @@ class Settings(BaseSettings):
         description="time a free runner waits for a fuller batch",
         json_schema_extra=_unit("milliseconds"),
     )
+    buckets: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_bucket_rows)] = Field(
+        (),
+        description="batch sizes that plans are prepared for, as 8,16; else powers of two; a model may have its own",
+        json_schema_extra=_unit("rows"),
+    )
+    batching_parameters_file: Path | None = Field(
+        None, description="TensorFlow Serving's batching parameters, which count where no setting says otherwise"
+    )
     oversize: Literal["split", "refuse"] = Field(
         "split", description="what becomes of a request with more rows than a batch may have"
     )
@@ -174,12 +196,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then environment, then YAML; no .env file and no secrets folder."""
+        """Flags, then environment, then YAML, then the batching file; no .env file and no secrets folder."""
         del dotenv_settings, file_secret_settings
         flags = dict(init_settings())
         yaml_file = flags.pop("config", None) or os.environ.get(ENV_PREFIX + "CONFIG")
         yaml = YamlConfigSettingsSource(settings_cls, yaml_file) if yaml_file else None
-        return tuple(source for source in (_Flags(settings_cls, flags), env_settings, yaml) if source)
+        sources = (_Flags(settings_cls, flags), env_settings, yaml, _BatchingFile(settings_cls))
+        return tuple(source for source in sources if source)
 
 
 class _Flags(PydanticBaseSettingsSource):
@@ -194,6 +217,22 @@ class _Flags(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         return self._flags
+
+
+class _BatchingFile(PydanticBaseSettingsSource):
+    """What the batching parameters file says, where one of the sources before names it."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("batching_parameters_file")
+        if not path:
+            return {}
+        try:
+            return batching_settings(Path(path).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"batching_parameters_file: {path}: {error}") from error
 
 
 def load_settings(flags: dict[str, Any]) -> Settings:

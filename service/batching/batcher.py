@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from service.batching.queue import BatchQueue, Entry, Lane, Limits, Spent, Taken
+from service.batching.queue import NORMAL, BatchQueue, Entry, Lane, Limits, Spent, Taken, level_of
 from service.batching.runner import Runner
+from service.batching.slo import Begun, SloPolicy
 from service.batching.statistics import Statistics
 from service.errors import DeadlineExceeded, Internal, InvalidArgument, KilnError, Overloaded, Unavailable
 from service.tensors import (
@@ -68,7 +69,8 @@ class Model(Protocol):
 class Run:
     """One batch on its way through the model, of `rows` rows; the plan is given `given`, padding included.
 
-    `began` is when it was taken, in seconds of the batcher's clock; `fuse_s` how long fusing its inputs took.
+    `began` is when it was taken, in seconds of the batcher's clock; `fuse_s` how long fusing its inputs took;
+    `begun` is what the goal's policy knows it by.
     """
 
     entries: list[Entry]
@@ -76,6 +78,7 @@ class Run:
     began: float
     given: int = 0
     fuse_s: float = 0.0
+    begun: Begun | None = None
 
     def tell(self, entry: Entry, compute_s: float, cut_s: float) -> None:
         """Fill in what `entry` spent."""
@@ -131,6 +134,8 @@ class Batcher:
         self._closed = False
         self._inline_strikes = 0
         self._pump_planned = False
+        self._slo_s: float | None = None
+        self._policy: SloPolicy | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -138,15 +143,23 @@ class Batcher:
         return f"<Batcher {self.queue!r}, {len(self._running)} running, {len(self._retries)} to retry>"
 
     def submit(
-        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        deadline: float | None,
+        spent: Spent | None = None,
+        priority: int = 0,
     ) -> Awaitable[Tensors]:
         """Queue one validated request; the answer has as many rows as `inputs`, and `spent` is filled in before it.
+
+        `priority` 1 goes before what states none (0) or 2, and 3 and more after that, by a head start: none waits for
+        ever.
 
         Raises:
             Unavailable: the version is stopping.
             InvalidArgument: more rows than a batch may have, where splitting is off, or more
                 rows or bytes than the queue can ever hold.
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or too long for the goal.
         """
         if self._closed:
             raise Unavailable("the model is stopping")
@@ -154,8 +167,9 @@ class Batcher:
         lane = self._lane(signature, inputs)
         now = self._clock()
         loop = asyncio.get_running_loop()
+        level = level_of(priority) if priority else NORMAL
         entries = [
-            Entry(lane, part, part_rows, size_bytes(part), now, deadline, loop.create_future(), spent)
+            Entry(lane, part, part_rows, size_bytes(part), now, deadline, loop.create_future(), spent, level)
             for part, part_rows in self._cut(lane, inputs, rows)
         ]
         if not self.queue.has_room(entries):
@@ -179,7 +193,22 @@ class Batcher:
         """The model runs by other plans from now on, `parallel` batches at once."""
         self._runner.widen(parallel)
         self._lanes.clear()
+        self.hold_to(self._slo_s)
         self._plan_pump()
+
+    def hold_to(self, slo_s: float | None) -> None:
+        """From now on batch to a goal of `slo_s` seconds for each request; None for no goal."""
+        self._slo_s = slo_s
+        self._policy = None
+        if slo_s is not None:
+            limit = self.queue.limits.max_batch_rows
+            self._policy = SloPolicy(
+                slo_s,
+                self._model.expected_s,
+                lambda signature: min(self._model.most_rows(signature), limit),
+                parallel=self._runner.parallel,
+            )
+        self.queue.follow(self._policy)
 
     async def stop(self, drain_s: float) -> bool:
         """Refuse new requests, finish the taken ones within `drain_s`, fail what is left.
@@ -305,6 +334,8 @@ class Batcher:
         for entry in entries:
             rows += entry.rows
         run = Run(entries, rows, self._clock())
+        if self._policy is not None:
+            run.begun = self._policy.begun(lane, rows, run.began)
         start = time.perf_counter()
         try:
             batch = entries[0].payload
@@ -353,6 +384,8 @@ class Batcher:
         """Resolve every entry of a run."""
         entries = run.entries
         self._running.remove(entries)
+        if run.begun is not None and self._policy is not None:
+            self._policy.ended(run.begun, self._clock(), ran=not isinstance(result, Exception))
         if isinstance(result, Exception):
             self._bisect(entries, result)
             return
@@ -389,7 +422,7 @@ class Batcher:
         self._retries.append(entries[middle:])
 
     def _dispose(self, taken: Taken) -> None:
-        if not (taken.cancelled or taken.expired):
+        if not (taken.cancelled or taken.expired or taken.late):
             return
         self._observer.dropped("cancelled", taken.cancelled)
         self._observer.dropped("expired", len(taken.expired))
@@ -397,6 +430,12 @@ class Batcher:
             waited_ms = (self._clock() - entry.enqueued) * 1e3
             self.statistics.failed(1, int(waited_ms * 1e6))
             _fail(entry, DeadlineExceeded(f"the deadline passed after {waited_ms:.0f} ms in the queue"))
+        self._observer.dropped("late", len(taken.late))
+        for entry in taken.late:
+            waited_ms = (self._clock() - entry.enqueued) * 1e3
+            self.statistics.failed(1, int(waited_ms * 1e6))
+            text = f"after {waited_ms:.0f} ms in the queue this request could no longer be answered in time"
+            _fail(entry, Overloaded(text, self._slo_s or 1.0))
 
     def _learn(self, rows: int, seconds: float) -> None:
         rate = rows / max(seconds, 1e-9)

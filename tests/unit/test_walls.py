@@ -27,7 +27,7 @@ ORDER = (
     ("service.bounds",),
     ("service.tensors",),
     ("service.meaning",),
-    ("service.errors",),
+    ("service.errors", "service.batching_file"),
 )
 """The rooms from above to below; a room imports only those further down, and none beside it."""
 
@@ -98,6 +98,9 @@ LAZY = ("tensorflow", "keras", "openvino", "ai_edge_litert", "h5py", "fsspec", "
 
 PURE = (
     "service/batching/queue.py",
+    "service/batching/slo.py",
+    "service/batching/curve.py",
+    "service/batching_file.py",
     "service/registry/policy.py",
     "service/registry/memory.py",
     "service/examples.py",
