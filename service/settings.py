@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -159,8 +159,42 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default_factory=_default_cache_dir, description="where models are kept, converted or fetched"
     )
+    otlp_endpoint: str | None = Field(
+        None, description="URL of an OTLP collector that spans are sent to over HTTP; needs kiln[otel]"
+    )
+    trace_share: float = Field(
+        0.01, ge=0, le=1, description="share of the requests traced of those that come without a traceparent"
+    )
+    request_log: Path | None = Field(
+        None, description="folder where answered requests are kept with their payload, to warm up with or to replay"
+    )
+    request_log_share: float = Field(0.01, ge=0, le=1, description="share of the requests that are kept")
+    request_log_format: Literal["tfrecord", "jsonl"] = Field(
+        "tfrecord", description="form of the PredictionLog records that are kept"
+    )
+    request_log_file_bytes: int = Field(
+        64 * 2**20,
+        ge=1024,
+        description="largest file of kept requests; then the next is begun",
+        json_schema_extra=_unit("bytes"),
+    )
+    request_log_total_bytes: int = Field(
+        2**30,
+        ge=1024,
+        description="most that kept requests take together; the oldest files make room",
+        json_schema_extra=_unit("bytes"),
+    )
+    access_log: bool = Field(default=False, description="log a line for each predict request")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log")
+
+    @model_validator(mode="after")
+    def _check_request_log(self) -> Settings:
+        if self.request_log_total_bytes < self.request_log_file_bytes:
+            raise ValueError(
+                f"request_log_total_bytes: at least request_log_file_bytes, {self.request_log_file_bytes}, expected"
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -47,6 +47,7 @@ class GrpcApp:
     def __init__(self, services: Services, options: RpcOptions) -> None:
         self._handlers = services.handlers
         self._streams = services.streams
+        self._refused = services.refused
         self._request_timeout_s = options.request_timeout_s
         self._max_message_bytes = options.max_message_bytes
         self._calls = Calls()
@@ -60,7 +61,7 @@ class GrpcApp:
             return
         path: str = scope["path"]
         call = Call(receive, send)
-        follow(headers.get(b"traceparent"))
+        follow(headers.get(b"traceparent"), headers.get(b"x-request-id"))
         handler, stream = self._handlers.get(path), self._streams.get(path)
         with contextlib.suppress(Left):
             if handler is not None:
@@ -84,6 +85,7 @@ class GrpcApp:
             self._begin(call)
             answer = await handler(data, deadline)
         except KilnError as error:
+            self._refused(path, error)
             failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
         except asyncio.CancelledError:
             failure = _told(call)

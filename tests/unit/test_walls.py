@@ -17,9 +17,11 @@ ORDER = (
     ("service.__main__",),
     ("service.cli", "service.embedded"),
     ("service.server",),
+    ("service.observers",),
     ("service.rest", "service.rpc"),
     ("service.examples", "service.extensions", "service.timing"),
     ("service.predictor",),
+    ("service.following",),
     ("service.registry",),
     ("service.batching",),
     ("service.runtime",),
@@ -42,11 +44,18 @@ INVERSIONS = {
 """Where the protocol stands above what fulfils it."""
 
 ASIDE = {
-    "service.metrics": {"service.server", "service.rest", "service.predictor", "service.registry"},
-    "service.settings": {"service.cli", "service.embedded", "service.server"},
+    "service.metrics": {"service.server", "service.observers", "service.rest", "service.predictor", "service.registry"},
+    "service.settings": {"service.cli", "service.embedded", "service.server", "service.observers"},
     "service.logs": {"service.cli", "service.embedded", "service.extensions"},
     "service.health": {"service.server"},
-    "service.trace_context": {"service.rest", "service.rpc", "service.timing", "service.predictor"},
+    "service.trace_context": {
+        "service.rest",
+        "service.rpc",
+        "service.timing",
+        "service.predictor",
+        "service.following",
+        "service.logs",
+    },
     "service.shared_memory": {"service.server", "service.rest", "service.rpc"},
 }
 """What stands beside the rooms, and which of them are handed it."""
@@ -64,6 +73,7 @@ WALLS = {
     "openvino": ("service/runtime/", "service/registry/importer.py"),
     "prometheus_client": ("service/metrics.py", "service/tallies.py", "service/gauges.py"),
     "pynvml": ("service/gpus.py",),
+    "opentelemetry": ("service/following/tracing.py",),
     "fsspec": ("service/registry/store.py",),
     "aiohttp": ("service/registry/store.py",),
     "pydantic": (
@@ -79,7 +89,7 @@ WALLS = {
 }
 """Which package is known where."""
 
-LAZY = ("tensorflow", "keras", "openvino", "h5py", "fsspec", "aiohttp", "pynvml")
+LAZY = ("tensorflow", "keras", "openvino", "h5py", "fsspec", "aiohttp", "pynvml", "opentelemetry")
 """Packages that are imported in functions alone, so that they are not loaded in vain."""
 
 PURE = (
@@ -190,7 +200,7 @@ def test_what_models_need_is_imported_in_functions(package: str):
 def test_pure_modules_know_neither_clock_nor_loop_nor_thread():
     """The queue, the policy, the tensors, the errors and all codecs can be tested without waiting."""
     codecs = {each.path for each in imports() if each.path.endswith("_codec.py")}
-    assert len(codecs) == 12
+    assert len(codecs) == 13
     offences = [
         str(each)
         for each in imports()
