@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -181,6 +181,7 @@ class Settings(BaseSettings):
     request_log_total_bytes: int = Field(
         2**30,
         ge=1024,
+        validate_default=True,
         description="most that kept requests take together; the oldest files make room",
         json_schema_extra=_unit("bytes"),
     )
@@ -188,13 +189,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log")
 
-    @model_validator(mode="after")
-    def _check_request_log(self) -> Settings:
-        if self.request_log_total_bytes < self.request_log_file_bytes:
-            raise ValueError(
-                f"request_log_total_bytes: at least request_log_file_bytes, {self.request_log_file_bytes}, expected"
-            )
-        return self
+    @field_validator("request_log_total_bytes")
+    @classmethod
+    def _holds_a_file(cls, value: int, info: ValidationInfo) -> int:
+        file_bytes = info.data.get("request_log_file_bytes", 0)
+        if value < file_bytes:
+            raise ValueError(f"at least request_log_file_bytes expected, which is {file_bytes}")
+        return value
 
     @classmethod
     def settings_customise_sources(
