@@ -97,8 +97,8 @@ def change_trace_settings(changes: Settings, share: float | None = None) -> dict
         if name not in _TRACE_SETTINGS:
             raise InvalidArgument(f"unknown trace setting {name!r}: {', '.join(_TRACE_SETTINGS)} expected")
         if value not in (None, []) and _as_list(value) != _as_list(present.get(name)):
-            told = "requests are not traced, trace_level is OFF" if share is None else "it is set when the server starts"
-            raise Unimplemented(f"trace setting {name}: {told}; got {value!r}")
+            reason = "requests are not traced, trace_level is OFF" if share is None else "the server's start decides it"
+            raise Unimplemented(f"trace setting {name}: {reason}; got {value!r}")
     return present
 
 

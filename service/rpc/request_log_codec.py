@@ -20,6 +20,8 @@ from service.tensors import Array, DataType, Tensors, TensorSpec
 
 _MOST_LISTED = 10_000
 """Elements of a tensor that are written out in JSON, for people to read; more are its bytes."""
+_LARGEST_LISTED = 3.4028e38
+"""Just under the largest FP32: its shortest form is over it for protobuf's parser. JSON has no infinity either."""
 _AS_BITS = (DataType.FP16, DataType.BF16)
 
 
@@ -71,6 +73,6 @@ def _values(array: Array, dtype: DataType) -> dict[str, Any]:
         items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel().tolist()]
         return {VALUES[dtype]: [base64.b64encode(item).decode() for item in items]}
     is_listed = 0 < array.size <= _MOST_LISTED and dtype not in _AS_BITS
-    if is_listed and (array.dtype.kind != "f" or bool(np.isfinite(array).all())):  # JSON has no other numbers
+    if is_listed and (array.dtype.kind != "f" or bool((np.abs(array) < _LARGEST_LISTED).all())):
         return {VALUES[dtype]: np.ascontiguousarray(array).ravel()}
     return {"tensor_content": base64.b64encode(array.tobytes()).decode()}
