@@ -18,9 +18,9 @@ ENV = "REPLAY"
 _asked: list[Question] = []
 
 
-@events.test_start.add_listener  # type: ignore[untyped-decorator]
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def _read(**_: object) -> None:
-    """Once, for all users of this process."""
+    """Once, for all users of this process, before the time of the run begins."""
     path = os.environ.get(ENV)
     if path is None:
         raise SystemExit(f"{ENV}: the folder or file of a request log expected")

@@ -41,12 +41,23 @@ def test_what_was_asked_is_asked_again(tmp_path: Path):
     second = Server(MODELS / "digits", *plain, log=tmp_path / "second.log")
     try:
         second.wait_ready()
-        command = [sys.executable, "-m", "locust", "--locustfile", "load_tests/replay.py", "--headless", "--users", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "locust",
+            "--locustfile",
+            "load_tests/replay.py",
+            "--headless",
+            "--users",
+            "2",
+            "--spawn-rate",
+            "2",
+        ]
         command += [
             "--host",
             f"http://127.0.0.1:{second.rest_port}",
             "--run-time",
-            "2s",
+            "5s",
             "--csv",
             str(tmp_path / "report"),
         ]
