@@ -57,7 +57,7 @@ def test_what_was_asked_is_asked_again(tmp_path: Path):
             "--host",
             f"http://127.0.0.1:{second.rest_port}",
             "--run-time",
-            "5s",
+            "10s",
             "--csv",
             str(tmp_path / "report"),
         ]

@@ -143,11 +143,14 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path):
 
 def test_everything_is_built_as_the_settings_say(tmp_path: Path):
     """Nothing unless asked for; an endpoint is asked for spans only when there are any."""
-    nothing = observers(Settings(models="models"), Metrics())
+    nothing = observers(Settings.model_validate({"models": "models"}), Metrics())
     assert nothing == Observers(nothing.following)
     assert not nothing.following.is_needed
     nothing.close()
-    spans = observers(Settings(models="models", otlp_endpoint="http://127.0.0.1:9", access_log=True), Metrics())
+    spans = observers(
+        Settings.model_validate({"models": "models", "otlp_endpoint": "http://127.0.0.1:9", "access_log": True}),
+        Metrics(),
+    )
     assert spans.following.trace_share == 0.01
     spans.close()
 

@@ -151,3 +151,13 @@ def test_without_followers_a_refusal_is_only_counted():
     assert predictor.trace_share is None
     labels = {"model": "", "version": "", "protocol": "rest-tfs", "code": "not_found"}
     assert metrics.registry.get_sample_value("kiln_requests_total", labels) == 1
+
+
+def test_a_refusal_that_nobody_follows():
+    """It is counted, and its caller's trace is not made longer."""
+    trace = Follower(0.0)
+    predictor = Predictor(cast("Any", FakeEngine()), Metrics(), Following(trace))
+    predictor.refused("rest-tfs", NotFound("no"))
+    with pytest.raises(NotFound), predictor.request(ModelRef("double"), "rest-v2"):
+        raise NotFound("no")
+    assert trace.told == []
