@@ -21,7 +21,7 @@ from service.registry.config import ModelConfig
 from service.registry.lifecycle import VersionStatus
 from service.runtime.plan_record import SignatureRecord
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
-from service.trace_context import Caller, caller
+from service.trace_context import NOBODY, Caller, caller
 
 SERVER_NAME = "kiln"
 EXTENSIONS = (
@@ -174,7 +174,8 @@ class Predictor:
         """
         who = caller.get()
         if self._following is None:
-            return Request(self.engine, ref, self._metrics.request(ref.name, protocol, who.recorded_trace_id), who)
+            trace_id = "" if who is NOBODY else who.recorded_trace_id
+            return Request(self.engine, ref, self._metrics.request(ref.name, protocol, trace_id), who)
         followed = self._following.begin(who)
         trace_id = who.recorded_trace_id if followed is None or followed.ids is None else followed.trace_id
         observed = self._metrics.request(ref.name, protocol, trace_id)
@@ -296,7 +297,8 @@ class Request:
             return self._engine.acquire(self._ref)
 
     async def _ask(self, handle: Handle, decoded: Decoded, deadline: float | None) -> Prediction:
-        spent = Spent(caller=self._caller)
+        spent = Spent()
+        spent.caller = self._caller
         outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
         return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
 
@@ -305,14 +307,17 @@ class Request:
 
     def _end(self, error: BaseException | None) -> Code | None:
         """Count it; returns how it ended, None for success."""
-        code: Code | None = None
-        if isinstance(error, KilnError):
-            error.is_counted = True
-            code = error.code
-        elif error is not None:
-            code = Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED
+        code = None if error is None else _counted(error)
         self._observed.done(code)
         return code
+
+
+def _counted(error: BaseException) -> Code:
+    """The code that `error` is counted as, from here on not again."""
+    if isinstance(error, KilnError):
+        error.is_counted = True
+        return error.code
+    return Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED
 
 
 class FollowedRequest(Request):
