@@ -23,6 +23,7 @@ from service.bounds import Bounds
 from service.gpus import gpu_reader
 from service.health import Health
 from service.metrics import Metrics
+from service.observers import observers
 from service.predictor import Predictor
 from service.registry.config import ModelConfig
 from service.registry.estimate import Estimator
@@ -109,19 +110,20 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
     Returns whether all threads came to rest.
 
     Raises:
-        KilnError: the models' path does not exist.
+        KilnError: the models' path does not exist, or what follows requests cannot be had.
         OSError: a port cannot be bound.
     """
     stopping = asyncio.Event()
     _listen_to_signals(stopping, on_signal)
     metrics = Metrics(gpu_reader())
+    observing = observers(settings, metrics)
     watcher = _watcher(settings)
     watcher.read_config_file()
     found = await watcher.found(watcher.configs)
     registry = Registry(found, registry_options(settings), metrics, configs=watcher.configs, watcher=watcher)
     on_signal(signal.SIGHUP, watcher.poke)
     health = Health(registry.can_serve)
-    predictor = Predictor(registry, metrics)
+    predictor = Predictor(registry, metrics, observing.following)
     memory = SharedMemory(enabled=settings.shared_memory, max_tensor_bytes=settings.max_message_bytes)
     options = RestOptions(
         settings.max_message_bytes,
@@ -164,6 +166,7 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
         for task in following:
             task.cancel()
     is_drained = await _stop(settings.drain_s, health, registry, rpc, rest, metrics)
+    await asyncio.to_thread(observing.close)
     return is_drained and loading.done()
 
 

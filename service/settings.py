@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -184,8 +184,43 @@ class Settings(BaseSettings):
     warm_cache_dir: Path | None = Field(
         None, description="a cache that was filled before, such as an image's; linked into the cache folder, only read"
     )
+    otlp_endpoint: str | None = Field(
+        None, description="URL of an OTLP collector that spans are sent to over HTTP; needs kiln[otel]"
+    )
+    trace_share: float = Field(
+        0.01, ge=0, le=1, description="share of the requests traced of those that come without a traceparent"
+    )
+    request_log: Path | None = Field(
+        None, description="folder where answered requests are kept with their payload, to warm up with or to replay"
+    )
+    request_log_share: float = Field(0.01, ge=0, le=1, description="share of the requests that are kept")
+    request_log_format: Literal["tfrecord", "jsonl"] = Field(
+        "tfrecord", description="form of the PredictionLog records that are kept"
+    )
+    request_log_file_bytes: int = Field(
+        64 * 2**20,
+        ge=1024,
+        description="largest file of kept requests; then the next is begun",
+        json_schema_extra=_unit("bytes"),
+    )
+    request_log_total_bytes: int = Field(
+        2**30,
+        ge=1024,
+        validate_default=True,
+        description="most that kept requests take together; the oldest files make room",
+        json_schema_extra=_unit("bytes"),
+    )
+    access_log: bool = Field(default=False, description="log a line for each predict request")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log")
+
+    @field_validator("request_log_total_bytes")
+    @classmethod
+    def _holds_a_file(cls, value: int, info: ValidationInfo) -> int:
+        file_bytes = info.data.get("request_log_file_bytes", 0)
+        if value < file_bytes:
+            raise ValueError(f"at least request_log_file_bytes expected, which is {file_bytes}")
+        return value
 
     @classmethod
     def settings_customise_sources(

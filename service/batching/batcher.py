@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from service.batching.queue import NORMAL, BatchQueue, Entry, Lane, Limits, Spent, Taken, level_of
+from service.batching.queue import NORMAL, BatchQueue, BatchRun, Entry, Lane, Limits, Spent, Taken, level_of
 from service.batching.runner import Runner
 from service.batching.slo import Begun, SloPolicy
 from service.batching.statistics import Statistics
@@ -65,6 +65,14 @@ class Model(Protocol):
         """Run one batch, ``(rows, …)`` in and out; called from the runner's thread, or inline."""
 
 
+class Result(NamedTuple):
+    """What a run gave: outputs, when it started in seconds of the batcher's clock, and how long it took."""
+
+    outputs: Tensors
+    started: float
+    seconds: float
+
+
 @dataclass(eq=False, slots=True)
 class Run:
     """One batch on its way through the model, of `rows` rows; the plan is given `given`, padding included.
@@ -79,15 +87,29 @@ class Run:
     given: int = 0
     fuse_s: float = 0.0
     begun: Begun | None = None
+    traced: BatchRun | None = None
 
-    def tell(self, entry: Entry, compute_s: float, cut_s: float) -> None:
+    def tell(self, entry: Entry, result: Result, cut_s: float) -> None:
         """Fill in what `entry` spent."""
         spent = entry.spent
         if spent is not None:
             spent.queue_s = self.began - entry.enqueued
             spent.fuse_s = self.fuse_s + cut_s
-            spent.compute_s = compute_s
+            spent.compute_s = result.seconds
             spent.rows = self.rows
+            if spent.span is not None:
+                self._trace(spent, result, cut_s)
+
+    def _trace(self, spent: Spent, result: Result, cut_s: float) -> None:
+        """One `BatchRun` is shared by all traced requests of the batch."""
+        run = self.traced
+        if run is None:
+            given = self.given or self.rows
+            run = self.traced = BatchRun(
+                self.began, result.started, self.fuse_s, result.seconds, cut_s, self.rows, given
+            )
+        run.spans.append(spent.span)
+        spent.runs += (run,)
 
 
 class Observer(Protocol):
@@ -358,38 +380,39 @@ class Batcher:
             return False
         return self._model.expected_s(lane, given) < _INLINE_S
 
-    def _run_inline(self, job: Callable[[], tuple[Tensors, float]], run: Run) -> None:
-        result: tuple[Tensors, float] | Exception
+    def _run_inline(self, job: Callable[[], Result], run: Run) -> None:
+        result: Result | Exception
         try:
             result = job()
         except Exception as error:  # noqa: BLE001 - resolved like a runner's
             result = error
         else:
-            misjudged = result[1] > _INLINE_MISJUDGED * _INLINE_S
+            misjudged = result.seconds > _INLINE_MISJUDGED * _INLINE_S
             self._inline_strikes = self._inline_strikes + 1 if misjudged else 0
         self._resolve(run, result)
 
-    def _run(self, lane: Lane, batch: Tensors) -> tuple[Tensors, float]:
-        """On the runner's thread: outputs and the seconds they took."""
+    def _run(self, lane: Lane, batch: Tensors) -> Result:
+        """On the runner's thread."""
+        started = self._clock()
         start = time.perf_counter()
         outputs = self._model.run(lane, batch)
-        return outputs, time.perf_counter() - start
+        return Result(outputs, started, time.perf_counter() - start)
 
-    def _finish(self, run: Run, result: tuple[Tensors, float] | Exception) -> None:
+    def _finish(self, run: Run, result: Result | Exception) -> None:
         """A run in the thread has ended."""
         self._resolve(run, result)
         self._pump()
 
-    def _resolve(self, run: Run, result: tuple[Tensors, float] | Exception) -> None:
+    def _resolve(self, run: Run, result: Result | Exception) -> None:
         """Resolve every entry of a run."""
         entries = run.entries
         self._running.remove(entries)
         if run.begun is not None and self._policy is not None:
             self._policy.ended(run.begun, self._clock(), ran=not isinstance(result, Exception))
         if isinstance(result, Exception):
-            self._bisect(entries, result)
+            self._bisect(run, result)
             return
-        outputs, seconds = result
+        outputs, _, seconds = result
         self._observer.executed(run.rows, run.given or run.rows, seconds)
         self._learn(run.rows, seconds)
         self.rows_served += run.rows
@@ -397,23 +420,26 @@ class Batcher:
         try:
             parts = _parts(entries, run.given, outputs)
         except Internal as error:
-            self._bisect(entries, error)
+            self._bisect(run, error)
             return
         cut_s = time.perf_counter() - start
         waited_s = 0.0
         for entry, part in zip(entries, parts, strict=True):
             waited_s += run.began - entry.enqueued
             if not entry.reply.done():
-                run.tell(entry, seconds, cut_s)
+                run.tell(entry, result, cut_s)
                 entry.reply.set_result(part)
         self.statistics.executed(
             run.rows, len(entries), int(waited_s * 1e9), int(run.fuse_s * 1e9), int(seconds * 1e9), int(cut_s * 1e9)
         )
 
-    def _bisect(self, entries: list[Entry], error: Exception) -> None:
+    def _bisect(self, run: Run, error: Exception) -> None:
         """A batch that failed is run again in halves, so that only the rows at fault fail."""
+        entries = run.entries
         self._observer.failed()
         if len(entries) == 1:
+            started = run.began + run.fuse_s
+            run.tell(entries[0], Result({}, started, max(self._clock() - started, 0.0)), 0.0)
             _fail(entries[0], _error_for(entries[0], error))
             self.statistics.failed(1, int((self._clock() - entries[0].enqueued) * 1e9))
             return
@@ -429,6 +455,8 @@ class Batcher:
         for entry in taken.expired:
             waited_ms = (self._clock() - entry.enqueued) * 1e3
             self.statistics.failed(1, int(waited_ms * 1e6))
+            if entry.spent is not None:
+                entry.spent.queue_s = waited_ms / 1e3
             _fail(entry, DeadlineExceeded(f"the deadline passed after {waited_ms:.0f} ms in the queue"))
         self._observer.dropped("late", len(taken.late))
         for entry in taken.late:
@@ -498,5 +526,6 @@ def _error_for(entry: Entry, error: Exception) -> KilnError:
             return mismatch  # the graph was let try and refused: the shape is the reason to give
     if isinstance(error, KilnError):
         return error
-    _log.error("the model failed", exc_info=error)
+    caller = None if entry.spent is None else entry.spent.caller
+    _log.error("the model failed", exc_info=error, extra={"caller": caller})
     return Internal(f"the model failed: {type(error).__name__}: {error}")

@@ -54,16 +54,39 @@ class Lane:
 
 
 @dataclass(eq=False, slots=True)
+class BatchRun:
+    """One run of a batch with traced requests in it, whose `spans` are told in order.
+
+    `taken` from the queue and `started` in the plan are in seconds of the batcher's clock; `rows` are those
+    of callers, of `given` that the plan got.
+    """
+
+    taken: float
+    started: float
+    fuse_s: float
+    compute_s: float
+    cut_s: float
+    rows: int
+    given: int
+    spans: list[object] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
 class Spent:
     """Where the time of an answered request went, in seconds; `rows` is what its batch had.
 
     `fuse_s` is fusing the batch and cutting it again. Of a request that was split, its last part counts.
+    `caller` says whose it is, for the log; of a request that is traced, `span` is its span, and `runs` are
+    the batches that it was in. Neither means anything to the batcher.
     """
 
     queue_s: float = 0.0
     fuse_s: float = 0.0
     compute_s: float = 0.0
     rows: int = 0
+    caller: object = None
+    span: object = None
+    runs: tuple[BatchRun, ...] = ()
 
 
 @dataclass(eq=False, slots=True)
