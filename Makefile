@@ -4,9 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODELS ?= models
 INSTALLED := $(VENV)/.installed
+ENGINE ?= docker
+VARIANT ?= cpu
+EXTRAS ?=
+BAKE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs models image chart
+.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs load simulate models image image-test chart
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -50,11 +54,21 @@ bench: setup  ## measure the server and print the table of load_tests/README.md
 bench-codecs: setup  ## measure the codecs alone: each dialect, form, type and size
 	$(BIN)/python -m load_tests.bench_codecs
 
+load: setup  ## start the server, ask it with Locust's users for a short while, write load_tests/results/load.html
+	$(BIN)/python -m load_tests.load --models $(MODELS)
+
+simulate: setup  ## compare ways to batch on made-up arrivals: table, JSON and plot in load_tests/results/
+	$(BIN)/python -m load_tests.simulate
+
 models: setup  ## train all example models anew
 	set -e; for script in models/*/train.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
-image: ## build the container image with docker
-	docker build --tag kiln .
+image:  ## build the container image: VARIANT=cpu or gpu, EXTRAS="s3 otel", BAKE=models, ENGINE=docker
+	$(ENGINE) build --tag kiln --build-arg VARIANT=$(VARIANT) --build-arg EXTRAS="$(EXTRAS)" --build-arg MODELS=$(BAKE) \
+	  --build-arg REVISION=$$(git rev-parse HEAD) --build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) .
+
+image-test: setup  ## build the image without an engine, start it and call it (needs root, buildah and debootstrap)
+	KILN_IMAGE_TEST=1 $(BIN)/python -m pytest -s tests/e2e/test_image.py tests/e2e/test_docker_and_chart.py
 
 chart: setup  ## check the Helm chart: lint, schemas, its suites, and a pod's life as it says; fetches helm if need be
 	$(BIN)/python -m helm.tools

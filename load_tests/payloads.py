@@ -1,8 +1,9 @@
-"""The same rows as a request of each protocol, and the classes in each protocol's answer."""
+"""The same rows as a request of each protocol, and how to read the outputs of each protocol's answer."""
 
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,10 +11,43 @@ import numpy as np
 import numpy.typing as npt
 
 from service.rpc._generated.inference import open_inference_pb2 as pb
-from service.tensors import Array
+from service.rpc._generated.kiln.tensorflow.serving import serving_pb2
+from service.tensors import Array, DataType
 
 Floats = npt.NDArray[np.float32]
 GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+TFSERVING_METHOD = "/tensorflow.serving.PredictionService/Predict"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model with one input of floats, to be asked with rows of `shape`."""
+
+    model: str
+    input_name: str
+    shape: tuple[int, ...]
+
+    def rows(self, count: int, seed: int) -> list[Floats]:
+        """So many single rows ``(1, …)``, the same for the same seed."""
+        drawn = np.random.default_rng(seed).random((count, 1, *self.shape), np.float32)
+        return list(drawn)
+
+
+def find_target(url: str, model: str) -> Target:
+    """What the server at `url` says of `model`; a size that is open is asked with 8.
+
+    Raises:
+        SystemExit: it is not there, or takes anything but one tensor of 32-bit floats.
+    """
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/v2/models/{model}", timeout=10) as answer:
+            inputs = json.load(answer)["inputs"]
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{url}: no metadata of model {model!r}: {error}") from None
+    if len(inputs) != 1 or inputs[0]["datatype"] != "FP32":
+        raise SystemExit(f"model {model!r}: one input of FP32 expected, it has {inputs}")
+    return Target(model, inputs[0]["name"], tuple(size if size > 0 else 8 for size in inputs[0]["shape"][1:]))
 
 
 @dataclass(frozen=True)
@@ -29,12 +63,30 @@ class Path:
 def rest_json(model: str, input_name: str, rows: Floats) -> bytes:
     """TensorFlow Serving's row form."""
     del input_name
-    body = json.dumps({"instances": json.loads(json.dumps(np.round(rows.astype(float), 4).tolist()))}).encode()
-    return _http(f"/v1/models/{model}:predict", body, "")
+    return _http(f"/v1/models/{model}:predict", tfserving_json(rows), "")
 
 
 def rest_binary(model: str, input_name: str, rows: Floats) -> bytes:
     """Open Inference Protocol with the binary tensor extension, both ways."""
+    body, header_bytes = v2_binary(input_name, rows)
+    return _http(f"/v2/models/{model}/infer", body, f"{HEADER_LENGTH}: {header_bytes}\r\n")
+
+
+def tfserving_json(rows: Floats) -> bytes:
+    """The body of TensorFlow Serving's row form."""
+    return json.dumps({"instances": np.round(rows.astype(float), 4).tolist()}).encode()
+
+
+def v2_json(input_name: str, rows: Floats) -> bytes:
+    """The body of an Open Inference request with its numbers as JSON."""
+    data = np.round(rows.astype(float), 4).ravel().tolist()
+    return json.dumps(
+        {"inputs": [{"name": input_name, "shape": rows.shape, "datatype": "FP32", "data": data}]}
+    ).encode()
+
+
+def v2_binary(input_name: str, rows: Floats) -> tuple[bytes, int]:
+    """The body of an Open Inference request with binary tensors both ways, and the bytes of its JSON header."""
     raw = rows.tobytes()
     tensor = {
         "name": input_name,
@@ -43,7 +95,18 @@ def rest_binary(model: str, input_name: str, rows: Floats) -> bytes:
         "parameters": {"binary_data_size": len(raw)},
     }
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    return _http(f"/v2/models/{model}/infer", header + raw, f"Inference-Header-Content-Length: {len(header)}\r\n")
+    return header + raw, len(header)
+
+
+def tfserving_grpc(model: str, input_name: str, rows: Floats) -> bytes:
+    """TensorFlow Serving's Predict with the tensor's bytes."""
+    request = serving_pb2.PredictRequest(model_spec=serving_pb2.ModelSpec(name=model))
+    tensor = request.inputs[input_name]
+    tensor.dtype = DataType.FP32.number  # type: ignore[assignment]
+    for size in rows.shape:
+        tensor.tensor_shape.dim.add(size=size)
+    tensor.tensor_content = rows.tobytes()
+    return request.SerializeToString()
 
 
 def grpc_raw(model: str, input_name: str, rows: Floats) -> bytes:

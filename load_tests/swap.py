@@ -125,7 +125,7 @@ def _until(is_true: Any) -> None:
 
 
 def _start_locust(url: str, report: Path) -> subprocess.Popen[bytes]:
-    file = Path(__file__).with_name("locustfile.py")
+    file = Path(__file__).with_name("swap_users.py")
     command = [sys.executable, "-m", "locust", "--locustfile", str(file), "--headless", "--host", url]
     command += ["--users", str(_USERS), "--spawn-rate", str(_USERS), "--csv", str(report), "--loglevel", "ERROR"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -36,7 +36,7 @@ class Embedded:
         self._server: EnvoyServer | None = None
         self._built = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        logs.configure(self._settings.log_level, self._settings.log_format)
+        logs.configure(self._settings.log_level, self._settings.log_format, access=self._settings.access_log)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and self._server is not None:

@@ -33,6 +33,8 @@ class KilnError(Exception):
     """Base of all errors that a caller may see; ``str(error)`` is the text that is sent."""
 
     code = Code.INTERNAL
+    is_counted = False
+    """Whether the metrics have it already: a request may be refused before it is one."""
 
     def again(self) -> KilnError:
         """A fresh exception with the same meaning.

@@ -1,16 +1,33 @@
-"""The log: one line an event, for people or for machines."""
+"""The log: one line an event, for people or for machines, with the ids of the request that it is about."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
+
+from service.trace_context import NOBODY, Caller, caller
 
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access")
+_ACCESS = "kiln.access"
+
+
+def fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    """What a line has beside its message: its own ``fields``, then the ids of the request that it is about.
+
+    That is the ``caller`` which the record was given, else the one whom the current task answers.
+    """
+    given = record.__dict__
+    who = given["caller"] if "caller" in given else caller.get()
+    who = who if isinstance(who, Caller) else NOBODY
+    ids = {"request_id": who.request_id, "trace_id": who.trace_id}
+    return {**{name: value for name, value in ids.items() if value}, **given.get("fields", {})}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, and the exception if any."""
+    """One JSON object a line: time (UTC), level, logger, message, its fields, and the exception if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         event = {
@@ -18,21 +35,37 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **fields_of(record),
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
         return json.dumps(event)
 
 
-def configure(level: str, form: str) -> None:
-    """Send all logs to stderr at `level`, as ``console`` or ``json`` lines."""
+class ConsoleFormatter(logging.Formatter):
+    """Time, level, logger and message, then its fields as ``name=value``."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)-15s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        fields = "".join(f" {name}={_plain(value)}" for name, value in fields_of(record).items())
+        return super().formatMessage(record) + fields
+
+
+def _plain(value: object) -> str:
+    """A value that cannot be taken for more than one, or for another line: callers choose some of them."""
+    text = str(value)
+    return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
+
+
+def configure(level: str, form: str, *, access: bool = False) -> None:
+    """Send all logs to stderr at `level`, as ``console`` or ``json`` lines; `access`: each request too."""
     handler = logging.StreamHandler()
-    if form == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)-15s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("kiln").setLevel(level.upper())
+    logging.getLogger(_ACCESS).setLevel(logging.INFO if access else logging.NOTSET)
     for name in _UVICORN:
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -41,7 +41,7 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 _VERSION = ("model", "version")
-_DROPPED = ("cancelled", "expired", "overloaded")
+_DROPPED = ("cancelled", "expired", "overloaded", "late")
 _FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE_EXCEEDED})
 """Failures that are the server's, not the caller's: they miss a model's goal however fast they are."""
 _MOST_GONE = 8
@@ -80,7 +80,7 @@ class Metrics:
         )
         self._dropped = self._counts(
             "kiln_dropped_requests",
-            "Requests that left the queue unrun: cancelled, expired or refused because it was full.",
+            "Requests that left the queue unrun: cancelled, expired, refused as overloaded, or too late for slo_ms.",
             "reason",
         )
         self._shadow = self._counts(
@@ -88,6 +88,12 @@ class Metrics:
             "Requests also sent to a version on trial, by outcome: agree, differ or error.",
             "outcome",
         )
+        self._kept = Counts(
+            "kiln_request_log_records",
+            "Requests to be kept in the request log: written, dropped because too many waited, or failed on the disk.",
+            ("outcome",),
+        )
+        self.registry.register(self._kept)
         self._in_flight = self._gauge("kiln_requests_in_flight", "Predict requests being answered now.")
         self._memory_budget = self._gauge(
             "kiln_memory_budget_bytes", "Memory that all versions together may take on a device.", "device"
@@ -141,6 +147,10 @@ class Metrics:
         """Start to observe one predict request; `trace_id` is that of a trace which is recorded."""
         self._requests_in_flight += 1
         return ObservedRequest(self, model, protocol, trace_id)
+
+    def refused(self, protocol: str, code: Code) -> None:
+        """Count a predict request that could not be read so far as to tell which model it means."""
+        self._requests.labels("", "", protocol, code.value).value += 1
 
     def request_done(self, request: ObservedRequest, code: Code | None) -> None:
         """Count a request and, where a version answered it, its latency."""
@@ -253,6 +263,15 @@ class Metrics:
 
         return count
 
+    def request_log(self) -> Callable[[str], None]:
+        """Count what came of records: each outcome from one thread alone."""
+        outcomes = {outcome: self._kept.labels(outcome) for outcome in ("written", "dropped", "failed")}
+
+        def count(outcome: str) -> None:
+            outcomes[outcome].value += 1
+
+        return count
+
     def loaded(self, model: str, version: int, seconds: float) -> None:
         """Show how long a version took from LOADING to READY."""
         self._versions.load_s[model, str(version)] = seconds
@@ -277,7 +296,7 @@ class Metrics:
 
 
 class ObservedRequest:
-    """One predict request, from its arrival to `done` or `refused`.
+    """One predict request, from its arrival to `done`.
 
     Who answers it fills in `version`, `decode_s` once its inputs are there, and `answered`, in seconds of
     `time.monotonic`, once its outputs are.
@@ -294,10 +313,6 @@ class ObservedRequest:
         self.decode_s: float | None = None
         self.answered: float | None = None
         self.started = time.monotonic()
-
-    def refused(self, code: Code) -> None:
-        """No version took it."""
-        self.done(code)
 
     def done(self, code: Code | None) -> None:
         """Answered: None for success. A name that no model has makes no series of its own."""

@@ -15,12 +15,13 @@ from typing import NamedTuple, Protocol
 from service.batching.queue import Spent
 from service.batching.statistics import VersionStatistics
 from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError, Unavailable
+from service.following.followed import Followed, Following
 from service.metrics import Metrics, ObservedRequest
 from service.registry.config import ModelConfig
 from service.registry.lifecycle import VersionStatus
 from service.runtime.records import SignatureRecord
 from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
-from service.trace_context import trace_id
+from service.trace_context import NOBODY, Caller, caller
 
 SERVER_NAME = "kiln"
 EXTENSIONS = (
@@ -52,13 +53,14 @@ class Decoded:
     With `strict_shapes` the signature's rank and sizes are enforced here; without, as TensorFlow
     Serving has it, a shape that differs goes to the graph, which may refuse it: but only if the
     signature says that the graph can be let try. `timeout_s` is what the request gives itself, beside
-    the deadline of its call.
+    the deadline of its call; `priority` is as in `Batcher.submit`.
     """
 
     signature: Signature
     inputs: Tensors
     strict_shapes: bool = True
     timeout_s: float | None = None
+    priority: int = 0
 
 
 Decoder = Callable[[Mapping[str, Signature]], Decoded]
@@ -100,7 +102,12 @@ class Handle(Protocol):
     signatures: Mapping[str, Signature]
 
     def submit(
-        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        deadline: float | None,
+        spent: Spent | None = None,
+        priority: int = 0,
     ) -> Awaitable[Tensors]:
         """Queue validated inputs; raises what `Batcher.submit` and the answer do."""
 
@@ -151,9 +158,16 @@ class Engine(Protocol):
 class Predictor:
     """Answers predict calls of every dialect."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, following: Following | None = None) -> None:
+        """`following` is told of requests that are traced, logged or kept."""
         self.engine = engine
         self._metrics = metrics
+        self._following = following if following is not None and following.is_needed else None
+
+    @property
+    def trace_share(self) -> float | None:
+        """See `Following.trace_share`."""
+        return None if self._following is None else self._following.trace_share
 
     def request(self, ref: ModelRef, protocol: str) -> Request:
         """Begin one predict request: a context that ends when its answer is written.
@@ -164,25 +178,48 @@ class Predictor:
         Raises:
             NotFound, Unavailable, InvalidArgument: on entry, as `Engine.acquire`.
         """
-        return Request(self.engine, ref, self._metrics.request(ref.name, protocol, trace_id.get()))
+        who = caller.get()
+        if self._following is None:
+            trace_id = "" if who is NOBODY else who.recorded_trace_id
+            return Request(self.engine, ref, self._metrics.request(ref.name, protocol, trace_id), who)
+        followed = self._following.begin(who)
+        trace_id = who.recorded_trace_id if followed is None or followed.ids is None else followed.trace_id
+        observed = self._metrics.request(ref.name, protocol, trace_id)
+        if followed is None:
+            return Request(self.engine, ref, observed, who)
+        followed.model, followed.protocol, followed.started = ref.name, protocol, observed.started
+        return FollowedRequest(self.engine, ref, observed, followed, self._following)
+
+    def refused(self, protocol: str, error: KilnError) -> None:
+        """Count a predict request that failed before it could be begun, unless `error` is of one that was."""
+        if error.is_counted:
+            return
+        error.is_counted = True
+        self._metrics.refused(protocol, error.code)
+        followed = None if self._following is None else self._following.begin(caller.get())
+        if self._following is not None and followed is not None:
+            followed.protocol, followed.code = protocol, error.code
+            followed.started = followed.ended = time.monotonic()
+            self._following.end(followed)
 
 
 class Request:
     """One predict request, counted once whichever way it ends."""
 
-    __slots__ = ("_engine", "_observed", "_ref")
+    __slots__ = ("_caller", "_engine", "_observed", "_ref")
 
-    def __init__(self, engine: Engine, ref: ModelRef, observed: ObservedRequest) -> None:
+    def __init__(self, engine: Engine, ref: ModelRef, observed: ObservedRequest, who: Caller) -> None:
         self._engine = engine
         self._ref = ref
         self._observed = observed
+        self._caller = who
 
     def __enter__(self) -> Request:
         try:
             self._engine.check(self._ref)
         except KilnError as error:
             if not (isinstance(error, Unavailable) and self._engine.is_coming(self._ref)):
-                self._observed.refused(error.code)
+                self._end(error)
                 raise
         return self
 
@@ -205,10 +242,9 @@ class Request:
                 deadline = own if deadline is None else min(deadline, own)
             if deadline is not None and now >= deadline:
                 raise DeadlineExceeded("the deadline passed before the request was queued")
-            spent = Spent()
-            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
+            answer = await self._ask(handle, decoded, deadline)
             self._observed.answered = time.monotonic()
-            return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
+            return answer
         finally:
             handle.release()
 
@@ -247,12 +283,9 @@ class Request:
         if deadline is not None and now >= deadline:
             raise DeadlineExceeded("the deadline passed before the request was queued")
 
-        async def run(decoded: Decoded) -> Prediction:
-            spent = Spent()
-            outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent)
-            return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
-
-        answers = await asyncio.gather(*map(run, asked), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(self._ask(handle, decoded, deadline) for decoded in asked), return_exceptions=True
+        )
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
@@ -269,13 +302,54 @@ class Request:
             await self._engine.wait(self._ref, deadline)
             return self._engine.acquire(self._ref)
 
+    async def _ask(self, handle: Handle, decoded: Decoded, deadline: float | None) -> Prediction:
+        spent = Spent()
+        spent.caller = self._caller
+        outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent, decoded.priority)
+        return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
+
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            self._observed.done(None)
-        elif isinstance(error, KilnError):
-            self._observed.done(error.code)
-        else:
-            self._observed.done(Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED)
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> Code | None:
+        """Count it; returns how it ended, None for success."""
+        code = None if error is None else _counted(error)
+        self._observed.done(code)
+        return code
+
+
+def _counted(error: BaseException) -> Code:
+    """The code that `error` is counted as, from here on not again."""
+    if isinstance(error, KilnError):
+        error.is_counted = True
+        return error.code
+    return Code.INTERNAL if isinstance(error, Exception) else Code.CANCELLED
+
+
+class FollowedRequest(Request):
+    """A `Request` that is traced, logged or kept."""
+
+    __slots__ = ("_followed", "_following")
+
+    def __init__(
+        self, engine: Engine, ref: ModelRef, observed: ObservedRequest, followed: Followed, following: Following
+    ) -> None:
+        super().__init__(engine, ref, observed, followed.caller)
+        self._followed = followed
+        self._following = following
+
+    async def _ask(self, handle: Handle, decoded: Decoded, deadline: float | None) -> Prediction:
+        asked = self._followed.asks(decoded.signature, decoded.inputs)
+        asked.outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, asked.spent, decoded.priority)
+        return Prediction(handle.model, handle.version, decoded.signature, asked.outputs, asked.spent)
+
+    def _end(self, error: BaseException | None) -> Code | None:
+        followed, observed = self._followed, self._observed
+        followed.code = super()._end(error)
+        followed.version, followed.decode_s, followed.answered = observed.version, observed.decode_s, observed.answered
+        followed.ended = time.monotonic()
+        self._following.end(followed)
+        return followed.code
 
 
 def validate(decoded: Decoded) -> None:

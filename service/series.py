@@ -63,5 +63,5 @@ class VersionMetrics:
         self._failed.value += 1
 
     def dropped(self, reason: str, count: int) -> None:
-        """`reason` is cancelled, expired or overloaded."""
+        """`reason` is cancelled, expired, overloaded or late."""
         self._dropped[reason].value += count

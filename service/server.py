@@ -23,6 +23,7 @@ from service.bounds import Bounds
 from service.gpus import gpu_reader
 from service.health import Health
 from service.metrics import Metrics
+from service.observers import observers
 from service.predictor import Predictor
 from service.registry.config import ModelConfig
 from service.registry.estimate import Estimator
@@ -47,6 +48,7 @@ from service.runtime.planning import PlanningOptions
 from service.runtime.xla import keep_programs_in
 from service.settings import Settings
 from service.shared_memory import SharedMemory
+from service.warm_cache import link_warm_cache
 
 _log = logging.getLogger("kiln.server")
 _LINGER_S = 0.3
@@ -108,19 +110,20 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
     Returns whether all threads came to rest.
 
     Raises:
-        KilnError: the models' path does not exist.
+        KilnError: the models' path does not exist, or what follows requests cannot be had.
         OSError: a port cannot be bound.
     """
     stopping = asyncio.Event()
     _listen_to_signals(stopping, on_signal)
     metrics = Metrics(gpu_reader())
+    observing = observers(settings, metrics)
     watcher = _watcher(settings)
     watcher.read_config_file()
     found = await watcher.found(watcher.configs)
     registry = Registry(found, registry_options(settings), metrics, configs=watcher.configs, watcher=watcher)
     on_signal(signal.SIGHUP, watcher.poke)
     health = Health(registry.can_serve)
-    predictor = Predictor(registry, metrics)
+    predictor = Predictor(registry, metrics, observing.following)
     memory = SharedMemory(enabled=settings.shared_memory, max_tensor_bytes=settings.max_message_bytes)
     options = RestOptions(
         settings.max_message_bytes,
@@ -163,6 +166,7 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
         for task in following:
             task.cancel()
     is_drained = await _stop(settings.drain_s, health, registry, rpc, rest, metrics)
+    await asyncio.to_thread(observing.close)
     return is_drained and loading.done()
 
 
@@ -247,8 +251,8 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def registry_options(settings: Settings) -> RegistryOptions:
-    """How versions are brought in and batched, by the settings."""
-    keep_programs_in(settings.cache_dir / "plans" / "xla")
+    """How versions are brought in and batched, by the settings; `OSError` if the cache folder cannot be written."""
+    _prepare_cache(settings)
 
     def load(path: Path, config: ModelConfig) -> LoadedModel:
         options = RuntimeOptions(
@@ -288,12 +292,21 @@ def registry_options(settings: Settings) -> RegistryOptions:
     )
 
 
+def _prepare_cache(settings: Settings) -> None:
+    try:
+        keep_programs_in(settings.cache_dir / "plans" / "xla")
+        if settings.warm_cache_dir is not None:
+            link_warm_cache(settings.warm_cache_dir, settings.cache_dir)
+    except OSError as error:
+        raise OSError(f"the cache folder {settings.cache_dir} (--cache-dir) cannot be used: {error}") from error
+
+
 def planning_options(settings: Settings, config: ModelConfig) -> PlanningOptions:
     """How a model's plans are found, by its config and else by the settings."""
     return PlanningOptions(
         settings.max_batch_rows,
         config.plan or settings.plan,
-        config.buckets,
+        config.buckets or settings.buckets,
         settings.plan_budget_s if config.budget_s is None else config.budget_s,
         Tolerance(config.rtol, config.atol),
         config.deterministic,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -20,6 +20,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
+
+from service.batching_file import batching_settings
 
 ENV_PREFIX = "KILN_"
 
@@ -42,6 +44,18 @@ def _modules(value: Any) -> tuple[str, ...]:
     if any(not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) for name in names):
         raise ValueError("names of Python modules expected")
     return tuple(dict.fromkeys(names))
+
+
+def _bucket_rows(value: Any) -> tuple[int, ...]:
+    """Numbers of rows in order, from a list of numbers, or of texts of numbers with commas between them."""
+    given = [value] if isinstance(value, str | int) else value
+    try:
+        found = {int(part) for item in given for part in str(item).split(",") if part.strip()}
+    except (TypeError, ValueError):
+        raise ValueError("numbers of rows expected") from None
+    if any(not 1 <= rows <= 65536 for rows in found):
+        raise ValueError("numbers of rows from 1 to 65536 expected")
+    return tuple(sorted(found))
 
 
 class SettingsError(Exception):
@@ -111,6 +125,14 @@ class Settings(BaseSettings):
         description="time a free runner waits for a fuller batch",
         json_schema_extra=_unit("milliseconds"),
     )
+    buckets: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_bucket_rows)] = Field(
+        (),
+        description="batch sizes that plans are prepared for, as 8,16; else powers of two; a model may have its own",
+        json_schema_extra=_unit("rows"),
+    )
+    batching_parameters_file: Path | None = Field(
+        None, description="TensorFlow Serving's batching parameters, which count where no setting says otherwise"
+    )
     oversize: Literal["split", "refuse"] = Field(
         "split", description="what becomes of a request with more rows than a batch may have"
     )
@@ -159,8 +181,46 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default_factory=_default_cache_dir, description="where models are kept, converted or fetched"
     )
+    warm_cache_dir: Path | None = Field(
+        None, description="a cache that was filled before, such as an image's; linked into the cache folder, only read"
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="URL of an OTLP collector that spans are sent to over HTTP; needs kiln[otel]"
+    )
+    trace_share: float = Field(
+        0.01, ge=0, le=1, description="share of the requests traced of those that come without a traceparent"
+    )
+    request_log: Path | None = Field(
+        None, description="folder where answered requests are kept with their payload, to warm up with or to replay"
+    )
+    request_log_share: float = Field(0.01, ge=0, le=1, description="share of the requests that are kept")
+    request_log_format: Literal["tfrecord", "jsonl"] = Field(
+        "tfrecord", description="form of the PredictionLog records that are kept"
+    )
+    request_log_file_bytes: int = Field(
+        64 * 2**20,
+        ge=1024,
+        description="largest file of kept requests; then the next is begun",
+        json_schema_extra=_unit("bytes"),
+    )
+    request_log_total_bytes: int = Field(
+        2**30,
+        ge=1024,
+        validate_default=True,
+        description="most that kept requests take together; the oldest files make room",
+        json_schema_extra=_unit("bytes"),
+    )
+    access_log: bool = Field(default=False, description="log a line for each predict request")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log shown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log")
+
+    @field_validator("request_log_total_bytes")
+    @classmethod
+    def _holds_a_file(cls, value: int, info: ValidationInfo) -> int:
+        file_bytes = info.data.get("request_log_file_bytes", 0)
+        if value < file_bytes:
+            raise ValueError(f"at least request_log_file_bytes expected, which is {file_bytes}")
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -171,12 +231,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then environment, then YAML; no .env file and no secrets folder."""
+        """Flags, then environment, then YAML, then the batching file; no .env file and no secrets folder."""
         del dotenv_settings, file_secret_settings
         flags = dict(init_settings())
         yaml_file = flags.pop("config", None) or os.environ.get(ENV_PREFIX + "CONFIG")
         yaml = YamlConfigSettingsSource(settings_cls, yaml_file) if yaml_file else None
-        return tuple(source for source in (_Flags(settings_cls, flags), env_settings, yaml) if source)
+        sources = (_Flags(settings_cls, flags), env_settings, yaml, _BatchingFile(settings_cls))
+        return tuple(source for source in sources if source)
 
 
 class _Flags(PydanticBaseSettingsSource):
@@ -191,6 +252,22 @@ class _Flags(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         return self._flags
+
+
+class _BatchingFile(PydanticBaseSettingsSource):
+    """What the batching parameters file says, where one of the sources before names it."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("batching_parameters_file")
+        if not path:
+            return {}
+        try:
+            return batching_settings(Path(path).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"batching_parameters_file: {path}: {error}") from error
 
 
 def load_settings(flags: dict[str, Any]) -> Settings:

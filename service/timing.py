@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.batching.queue import Spent
-from service.trace_context import is_trace_parent
+from service.trace_context import is_request_id, is_trace_parent
 
 RETURNED = ("traceparent", "x-request-id")
 """Headers, or metadata of a gRPC call, that a caller gets back as it sent them."""
-_LONGEST_ID = 256
 
 
 def server_timing(spent: Spent) -> str:
@@ -32,6 +31,4 @@ def longest(spent: Sequence[Spent]) -> Spent:
 
 def is_returned(name: str, value: str) -> bool:
     """Whether a value under one of `RETURNED` is given back: a ``traceparent`` only if W3C Trace Context has such."""
-    if name == "traceparent":
-        return is_trace_parent(value)
-    return 0 < len(value) <= _LONGEST_ID
+    return is_trace_parent(value) if name == "traceparent" else is_request_id(value)

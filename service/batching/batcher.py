@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from service.batching.queue import BatchQueue, Entry, Lane, Limits, Spent, Taken
+from service.batching.queue import NORMAL, BatchQueue, BatchRun, Entry, Lane, Limits, Spent, Taken, level_of
 from service.batching.runner import Runner
+from service.batching.slo import Begun, SloPolicy
 from service.batching.statistics import Statistics
 from service.errors import DeadlineExceeded, Internal, InvalidArgument, KilnError, Overloaded, Unavailable
 from service.tensors import (
@@ -64,11 +65,20 @@ class Model(Protocol):
         """Run one batch, ``(rows, …)`` in and out; called from the runner's thread, or inline."""
 
 
+class Result(NamedTuple):
+    """What a run gave: outputs, when it started in seconds of the batcher's clock, and how long it took."""
+
+    outputs: Tensors
+    started: float
+    seconds: float
+
+
 @dataclass(eq=False, slots=True)
 class Run:
     """One batch on its way through the model, of `rows` rows; the plan is given `given`, padding included.
 
-    `began` is when it was taken, in seconds of the batcher's clock; `fuse_s` how long fusing its inputs took.
+    `began` is when it was taken, in seconds of the batcher's clock; `fuse_s` how long fusing its inputs took;
+    `begun` is what the goal's policy knows it by.
     """
 
     entries: list[Entry]
@@ -76,15 +86,30 @@ class Run:
     began: float
     given: int = 0
     fuse_s: float = 0.0
+    begun: Begun | None = None
+    traced: BatchRun | None = None
 
-    def tell(self, entry: Entry, compute_s: float, cut_s: float) -> None:
+    def tell(self, entry: Entry, result: Result, cut_s: float) -> None:
         """Fill in what `entry` spent."""
         spent = entry.spent
         if spent is not None:
             spent.queue_s = self.began - entry.enqueued
             spent.fuse_s = self.fuse_s + cut_s
-            spent.compute_s = compute_s
+            spent.compute_s = result.seconds
             spent.rows = self.rows
+            if spent.span is not None:
+                self._trace(spent, result, cut_s)
+
+    def _trace(self, spent: Spent, result: Result, cut_s: float) -> None:
+        """One `BatchRun` is shared by all traced requests of the batch."""
+        run = self.traced
+        if run is None:
+            given = self.given or self.rows
+            run = self.traced = BatchRun(
+                self.began, result.started, self.fuse_s, result.seconds, cut_s, self.rows, given
+            )
+        run.spans.append(spent.span)
+        spent.runs += (run,)
 
 
 class Observer(Protocol):
@@ -131,6 +156,8 @@ class Batcher:
         self._closed = False
         self._inline_strikes = 0
         self._pump_planned = False
+        self._slo_s: float | None = None
+        self._policy: SloPolicy | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -138,15 +165,23 @@ class Batcher:
         return f"<Batcher {self.queue!r}, {len(self._running)} running, {len(self._retries)} to retry>"
 
     def submit(
-        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        deadline: float | None,
+        spent: Spent | None = None,
+        priority: int = 0,
     ) -> Awaitable[Tensors]:
         """Queue one validated request; the answer has as many rows as `inputs`, and `spent` is filled in before it.
+
+        `priority` 1 goes before what states none (0) or 2, and 3 and more after that, by a head start: none waits for
+        ever.
 
         Raises:
             Unavailable: the version is stopping.
             InvalidArgument: more rows than a batch may have, where splitting is off, or more
                 rows or bytes than the queue can ever hold.
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or too long for the goal.
         """
         if self._closed:
             raise Unavailable("the model is stopping")
@@ -154,8 +189,9 @@ class Batcher:
         lane = self._lane(signature, inputs)
         now = self._clock()
         loop = asyncio.get_running_loop()
+        level = level_of(priority) if priority else NORMAL
         entries = [
-            Entry(lane, part, part_rows, size_bytes(part), now, deadline, loop.create_future(), spent)
+            Entry(lane, part, part_rows, size_bytes(part), now, deadline, loop.create_future(), spent, level)
             for part, part_rows in self._cut(lane, inputs, rows)
         ]
         if not self.queue.has_room(entries):
@@ -179,7 +215,22 @@ class Batcher:
         """The model runs by other plans from now on, `parallel` batches at once."""
         self._runner.widen(parallel)
         self._lanes.clear()
+        self.hold_to(self._slo_s)
         self._plan_pump()
+
+    def hold_to(self, slo_s: float | None) -> None:
+        """From now on batch to a goal of `slo_s` seconds for each request; None for no goal."""
+        self._slo_s = slo_s
+        self._policy = None
+        if slo_s is not None:
+            limit = self.queue.limits.max_batch_rows
+            self._policy = SloPolicy(
+                slo_s,
+                self._model.expected_s,
+                lambda signature: min(self._model.most_rows(signature), limit),
+                parallel=self._runner.parallel,
+            )
+        self.queue.follow(self._policy)
 
     async def stop(self, drain_s: float) -> bool:
         """Refuse new requests, finish the taken ones within `drain_s`, fail what is left.
@@ -305,6 +356,8 @@ class Batcher:
         for entry in entries:
             rows += entry.rows
         run = Run(entries, rows, self._clock())
+        if self._policy is not None:
+            run.begun = self._policy.begun(lane, rows, run.began)
         start = time.perf_counter()
         try:
             batch = entries[0].payload
@@ -327,36 +380,39 @@ class Batcher:
             return False
         return self._model.expected_s(lane, given) < _INLINE_S
 
-    def _run_inline(self, job: Callable[[], tuple[Tensors, float]], run: Run) -> None:
-        result: tuple[Tensors, float] | Exception
+    def _run_inline(self, job: Callable[[], Result], run: Run) -> None:
+        result: Result | Exception
         try:
             result = job()
         except Exception as error:  # noqa: BLE001 - resolved like a runner's
             result = error
         else:
-            misjudged = result[1] > _INLINE_MISJUDGED * _INLINE_S
+            misjudged = result.seconds > _INLINE_MISJUDGED * _INLINE_S
             self._inline_strikes = self._inline_strikes + 1 if misjudged else 0
         self._resolve(run, result)
 
-    def _run(self, lane: Lane, batch: Tensors) -> tuple[Tensors, float]:
-        """On the runner's thread: outputs and the seconds they took."""
+    def _run(self, lane: Lane, batch: Tensors) -> Result:
+        """On the runner's thread."""
+        started = self._clock()
         start = time.perf_counter()
         outputs = self._model.run(lane, batch)
-        return outputs, time.perf_counter() - start
+        return Result(outputs, started, time.perf_counter() - start)
 
-    def _finish(self, run: Run, result: tuple[Tensors, float] | Exception) -> None:
+    def _finish(self, run: Run, result: Result | Exception) -> None:
         """A run in the thread has ended."""
         self._resolve(run, result)
         self._pump()
 
-    def _resolve(self, run: Run, result: tuple[Tensors, float] | Exception) -> None:
+    def _resolve(self, run: Run, result: Result | Exception) -> None:
         """Resolve every entry of a run."""
         entries = run.entries
         self._running.remove(entries)
+        if run.begun is not None and self._policy is not None:
+            self._policy.ended(run.begun, self._clock(), ran=not isinstance(result, Exception))
         if isinstance(result, Exception):
-            self._bisect(entries, result)
+            self._bisect(run, result)
             return
-        outputs, seconds = result
+        outputs, _, seconds = result
         self._observer.executed(run.rows, run.given or run.rows, seconds)
         self._learn(run.rows, seconds)
         self.rows_served += run.rows
@@ -364,23 +420,26 @@ class Batcher:
         try:
             parts = _parts(entries, run.given, outputs)
         except Internal as error:
-            self._bisect(entries, error)
+            self._bisect(run, error)
             return
         cut_s = time.perf_counter() - start
         waited_s = 0.0
         for entry, part in zip(entries, parts, strict=True):
             waited_s += run.began - entry.enqueued
             if not entry.reply.done():
-                run.tell(entry, seconds, cut_s)
+                run.tell(entry, result, cut_s)
                 entry.reply.set_result(part)
         self.statistics.executed(
             run.rows, len(entries), int(waited_s * 1e9), int(run.fuse_s * 1e9), int(seconds * 1e9), int(cut_s * 1e9)
         )
 
-    def _bisect(self, entries: list[Entry], error: Exception) -> None:
+    def _bisect(self, run: Run, error: Exception) -> None:
         """A batch that failed is run again in halves, so that only the rows at fault fail."""
+        entries = run.entries
         self._observer.failed()
         if len(entries) == 1:
+            started = run.began + run.fuse_s
+            run.tell(entries[0], Result({}, started, max(self._clock() - started, 0.0)), 0.0)
             _fail(entries[0], _error_for(entries[0], error))
             self.statistics.failed(1, int((self._clock() - entries[0].enqueued) * 1e9))
             return
@@ -389,14 +448,22 @@ class Batcher:
         self._retries.append(entries[middle:])
 
     def _dispose(self, taken: Taken) -> None:
-        if not (taken.cancelled or taken.expired):
+        if not (taken.cancelled or taken.expired or taken.late):
             return
         self._observer.dropped("cancelled", taken.cancelled)
         self._observer.dropped("expired", len(taken.expired))
         for entry in taken.expired:
             waited_ms = (self._clock() - entry.enqueued) * 1e3
             self.statistics.failed(1, int(waited_ms * 1e6))
+            if entry.spent is not None:
+                entry.spent.queue_s = waited_ms / 1e3
             _fail(entry, DeadlineExceeded(f"the deadline passed after {waited_ms:.0f} ms in the queue"))
+        self._observer.dropped("late", len(taken.late))
+        for entry in taken.late:
+            waited_ms = (self._clock() - entry.enqueued) * 1e3
+            self.statistics.failed(1, int(waited_ms * 1e6))
+            text = f"after {waited_ms:.0f} ms in the queue this request could no longer be answered in time"
+            _fail(entry, Overloaded(text, self._slo_s or 1.0))
 
     def _learn(self, rows: int, seconds: float) -> None:
         rate = rows / max(seconds, 1e-9)
@@ -459,5 +526,6 @@ def _error_for(entry: Entry, error: Exception) -> KilnError:
             return mismatch  # the graph was let try and refused: the shape is the reason to give
     if isinstance(error, KilnError):
         return error
-    _log.error("the model failed", exc_info=error)
+    caller = None if entry.spent is None else entry.spent.caller
+    _log.error("the model failed", exc_info=error, extra={"caller": caller})
     return Internal(f"the model failed: {type(error).__name__}: {error}")

@@ -7,6 +7,7 @@ them together.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,12 @@ from typing import Any, Protocol
 from service.errors import InvalidArgument, Overloaded
 from service.tensors import Signature, Tensors
 
-_LONGEST_RETRY_S = 60.0
+LONGEST_RETRY_S = 60.0
+"""The latest time that a caller is told to come back after."""
+NORMAL = 1
+"""The level of a request that states no priority."""
+HEAD_START_S = 1.0
+"""By so much a request goes before those of the next lower level that came earlier: none waits for ever."""
 
 
 class Reply(Protocol):
@@ -48,21 +54,47 @@ class Lane:
 
 
 @dataclass(eq=False, slots=True)
+class BatchRun:
+    """One run of a batch with traced requests in it, whose `spans` are told in order.
+
+    `taken` from the queue and `started` in the plan are in seconds of the batcher's clock; `rows` are those
+    of callers, of `given` that the plan got.
+    """
+
+    taken: float
+    started: float
+    fuse_s: float
+    compute_s: float
+    cut_s: float
+    rows: int
+    given: int
+    spans: list[object] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
 class Spent:
     """Where the time of an answered request went, in seconds; `rows` is what its batch had.
 
     `fuse_s` is fusing the batch and cutting it again. Of a request that was split, its last part counts.
+    `caller` says whose it is, for the log; of a request that is traced, `span` is its span, and `runs` are
+    the batches that it was in. Neither means anything to the batcher.
     """
 
     queue_s: float = 0.0
     fuse_s: float = 0.0
     compute_s: float = 0.0
     rows: int = 0
+    caller: object = None
+    span: object = None
+    runs: tuple[BatchRun, ...] = ()
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One request in the queue: `enqueued` and `deadline` are seconds of the caller's clock."""
+    """One request in the queue: `enqueued` and `deadline` are seconds of the caller's clock.
+
+    `level` is 0 for what goes first, then 1, then 2; `rank` is the place that the queue gave it, the least first.
+    """
 
     lane: Lane
     payload: Tensors
@@ -72,6 +104,8 @@ class Entry:
     deadline: float | None
     reply: Reply
     spent: Spent | None = None
+    level: int = NORMAL
+    rank: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,20 +122,44 @@ class Limits:
 class Taken:
     """What one look at the queue yields.
 
-    `entries` are to be run together; `expired` are to be failed; `cancelled` counts those whose
-    caller had gone.
+    `entries` are to be run together; `expired` are to be failed; `late` would be answered too late to be of use,
+    and are to be refused; `cancelled` counts those whose caller had gone.
     """
 
     entries: list[Entry] = field(default_factory=list)
     expired: list[Entry] = field(default_factory=list)
     cancelled: int = 0
+    late: list[Entry] = field(default_factory=list)
+
+
+class Policy(Protocol):
+    """What decides beyond the queue's own rules who is let in, who goes first, and how much runs together."""
+
+    def admit(self, entries: Sequence[Entry]) -> None:
+        """Let a request of these `entries` in, or raise `Overloaded`; may change their level."""
+
+    def joined(self, entry: Entry) -> None:
+        """An entry is in the queue from now on."""
+
+    def rank(self, entry: Entry) -> float:
+        """Its place: the least goes first."""
+
+    def left(self, entry: Entry) -> None:
+        """An entry is in the queue no more, for whatever reason."""
+
+    def begins(self, lane: Sequence[Entry]) -> float:
+        """From when on a batch of `lane`, which is in order, may begin."""
+
+    def choose(self, lane: Sequence[Entry], now: float) -> tuple[int, int]:
+        """How many entries at the front of `lane` are too late, and the most rows of a batch of the others."""
 
 
 class BatchQueue:
     """Bounded queue of one model version."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, policy: Policy | None = None) -> None:
         self.limits = limits
+        self.policy = policy
         self.rows = 0
         self.size_bytes = 0
         self._lanes: dict[tuple[str, tuple[tuple[int, ...], ...]], deque[Entry]] = {}
@@ -125,7 +183,7 @@ class BatchQueue:
         `rows_per_s` is the measured rate behind an honest ``Retry-After``.
 
         Raises:
-            Overloaded: there is no room for them.
+            Overloaded: there is no room for them, or the policy does not let them in.
             InvalidArgument: there never can be.
         """
         rows, size = _sizes(entries)
@@ -137,28 +195,40 @@ class BatchQueue:
                 "The batch scheduling queue to which this task was submitted is full: "
                 f"{self.rows} rows ({self.size_bytes} bytes) wait, {rows} rows ({size} bytes) came, "
                 f"the limit is {limit}",
-                min(self.rows / rows_per_s, _LONGEST_RETRY_S) if rows_per_s else 1.0,
+                min(self.rows / rows_per_s, LONGEST_RETRY_S) if rows_per_s else 1.0,
             )
+        if self.policy is not None:
+            self.policy.admit(entries)
         for entry in entries:
+            entry.rank = (
+                entry.enqueued + (entry.level - NORMAL) * HEAD_START_S
+                if self.policy is None
+                else self.policy.rank(entry)
+            )
             lane = self._lanes.get(entry.lane.key)
             if lane is None:
                 lane = self._lanes[entry.lane.key] = deque()
-            lane.append(entry)
+            if lane and entry.rank < lane[-1].rank:
+                lane.insert(bisect_right(lane, entry.rank, key=_rank), entry)
+            else:
+                lane.append(entry)
+            if self.policy is not None:
+                self.policy.joined(entry)
         self.rows += rows
         self.size_bytes += size
 
     def take(self, now: float) -> Taken:
-        """Remove the next batch: of the lanes that are due, the one that has waited longest, in order.
+        """Remove the next batch: of the lanes that are due, the one whose first entry ranks first, in order.
 
-        Entries whose caller has gone are skipped, and those past their deadline are set apart,
-        both before the run. Nothing is taken while `next_look` lies ahead.
+        Entries whose caller has gone are skipped, and those past their deadline are set apart, as are those that
+        the policy finds too late, all before the run. Nothing is taken while `next_look` lies ahead.
         """
         taken = Taken()
         while not taken.entries:
             due = [key for key, lane in self._lanes.items() if self._is_due(lane, now)]
             if not due:
                 break
-            key = due[0] if len(due) == 1 else min(due, key=lambda k: self._lanes[k][0].enqueued)
+            key = due[0] if len(due) == 1 else min(due, key=lambda k: self._lanes[k][0].rank)
             lane = self._lanes[key]
             self._take_from(lane, now, taken)
             if not lane:
@@ -169,10 +239,15 @@ class BatchQueue:
         """When `take` is next worth a call, on the caller's clock; None while empty."""
         if not self._lanes:
             return None
-        return min(
-            lane[0].enqueued + (0.0 if self._is_full(lane) else self.limits.batch_wait_s)
-            for lane in self._lanes.values()
-        )
+        return min(map(self._begins, self._lanes.values()))
+
+    def follow(self, policy: Policy | None) -> None:
+        """Go by another policy from now on; what waits already was let in."""
+        self.policy = policy
+        if policy is not None:
+            for lane in self._lanes.values():
+                for entry in lane:
+                    policy.joined(entry)
 
     def set_most_rows(self, signature: str, rows: int) -> None:
         """Let batches of a signature have at most `rows` rows; a request that has more runs alone."""
@@ -183,7 +258,7 @@ class BatchQueue:
         """Whether the next batch could not grow by waiting, so that it may be assembled ahead."""
         if self.rows < self._least_full or not self._lanes:
             return False
-        oldest = min(self._lanes.values(), key=lambda lane: lane[0].enqueued)
+        oldest = min(self._lanes.values(), key=lambda lane: lane[0].rank)
         return self._is_full(oldest)
 
     def earliest_deadline(self) -> float | None:
@@ -206,7 +281,8 @@ class BatchQueue:
         """Remove everything."""
         entries = [entry for lane in self._lanes.values() for entry in lane]
         self._lanes.clear()
-        self.rows = self.size_bytes = 0
+        for entry in entries:
+            self._forget(entry)
         return entries
 
     def _over_limit(self, rows: int, size: int) -> bool:
@@ -227,23 +303,44 @@ class BatchQueue:
     def _most(self, entry: Entry) -> int:
         return self._most_rows.get(entry.lane.signature.name, self.limits.max_batch_rows)
 
+    def _begins(self, lane: deque[Entry]) -> float:
+        """From when on a batch of `lane` may be taken."""
+        if self.policy is not None:
+            return self.policy.begins(lane)
+        return lane[0].enqueued + (0.0 if self._is_full(lane) else self.limits.batch_wait_s)
+
     def _is_due(self, lane: deque[Entry], now: float) -> bool:
-        wait = self.limits.batch_wait_s
-        return not wait or now >= lane[0].enqueued + wait or self._is_full(lane)
+        if self.policy is None and not self.limits.batch_wait_s:
+            return True
+        return now >= self._begins(lane)
 
     def _take_from(self, lane: deque[Entry], now: float, taken: Taken) -> None:
+        most = self._most(lane[0])
+        if self.policy is not None:
+            most = min(most, self._choose(lane, now, taken))
         rows = 0
         while lane:
             entry = lane[0]
             if self._drop(entry, now, taken):
                 lane.popleft()
                 continue
-            if taken.entries and (not entry.lane.fuses or rows + entry.rows > self._most(entry)):
+            if taken.entries and (not entry.lane.fuses or rows + entry.rows > most):
                 return
             lane.popleft()
             self._forget(entry)
             taken.entries.append(entry)
             rows += entry.rows
+
+    def _choose(self, lane: deque[Entry], now: float, taken: Taken) -> int:
+        """Set apart what the policy finds too late; the most rows that it wants in the batch."""
+        assert self.policy is not None
+        late, most = self.policy.choose(lane, now)
+        for _ in range(late):
+            entry = lane.popleft()
+            if not self._drop(entry, now, taken):
+                self._forget(entry)
+                taken.late.append(entry)
+        return most
 
     def _drop(self, entry: Entry, now: float, taken: Taken) -> bool:
         """Account for an entry that must not run; the caller removes it from its lane."""
@@ -259,6 +356,17 @@ class BatchQueue:
     def _forget(self, entry: Entry) -> None:
         self.rows -= entry.rows
         self.size_bytes -= entry.size_bytes
+        if self.policy is not None:
+            self.policy.left(entry)
+
+
+def level_of(priority: int) -> int:
+    """The level of a ``priority`` as Triton has it: 1 goes first, 0 states none and is 2, 3 and more go last."""
+    return min(priority, 3) - 1 if priority else NORMAL
+
+
+def _rank(entry: Entry) -> float:
+    return entry.rank
 
 
 def _sizes(entries: Sequence[Entry]) -> tuple[int, int]:

@@ -18,16 +18,21 @@ _LONGEST = 2**63 - 1
 def timeout_s(parameters: Parameters) -> float | None:
     """Seconds that the request gives itself by ``timeout``, which is in µs; None for none, or for 0.
 
-    ``priority`` is checked beside it: a whole number, of which nothing is made.
-
     Raises:
-        InvalidArgument: one of them is no whole number of at least 0.
+        InvalidArgument: it is no whole number of at least 0.
     """
-    if "priority" in parameters:
-        whole_number(parameters["priority"], "parameter priority")
     if "timeout" not in parameters:
         return None
     return whole_number(parameters["timeout"], "parameter timeout (µs)") / 1e6 or None
+
+
+def priority(parameters: Parameters) -> int:
+    """The request's ``priority``: 1 goes first, 0 is none; see `service.batching.queue.level_of`.
+
+    Raises:
+        InvalidArgument: it is no whole number of at least 0.
+    """
+    return whole_number(parameters["priority"], "parameter priority") if "priority" in parameters else 0
 
 
 def whole_number(value: object, name: str, least: int = 0) -> int:

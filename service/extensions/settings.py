@@ -74,22 +74,33 @@ def _level(wanted: Mapping[str, Any]) -> int:
     return next((level for level, is_shown in zip(levels, shown, strict=True) if is_shown), _NOTHING)
 
 
-def trace_settings() -> dict[str, Any]:
-    """There is no tracer, so the level is always ``OFF``."""
-    return {"trace_level": ["OFF"]}
+def trace_settings(share: float | None = None) -> dict[str, Any]:
+    """Of a server that traces a `share` of its requests over OpenTelemetry; None: it does not, the level is ``OFF``.
+
+    ``trace_rate`` is Triton's: one of so many requests is traced, 0 for those alone whose callers want it.
+    """
+    if share is None:
+        return {"trace_level": ["OFF"]}
+    rate = str(round(1 / share)) if share else "0"
+    return {"trace_level": ["TIMESTAMPS"], "trace_rate": rate, "trace_mode": "opentelemetry"}
 
 
-def change_trace_settings(changes: Settings) -> dict[str, Any]:
-    """Take ``trace_level: OFF``, as a string or a list; a value of None, or an empty list, changes nothing.
+def change_trace_settings(changes: Settings, share: float | None = None) -> dict[str, Any]:
+    """Take what is in force already, as a string or a list; a value of None, or an empty list, changes nothing.
 
     Raises:
-        Unimplemented: tracing is to be turned on, or another of its settings to be changed.
+        Unimplemented: a setting is to be changed, which the server's start alone decides.
         InvalidArgument: a setting is unknown.
     """
+    present = trace_settings(share)
     for name, value in changes.items():
         if name not in _TRACE_SETTINGS:
             raise InvalidArgument(f"unknown trace setting {name!r}: {', '.join(_TRACE_SETTINGS)} expected")
-        is_off = name == "trace_level" and value in ("OFF", ["OFF"])
-        if not is_off and value not in (None, []):
-            raise Unimplemented(f"trace setting {name}: requests are not traced, trace_level is OFF; got {value!r}")
-    return trace_settings()
+        if value not in (None, []) and _as_list(value) != _as_list(present.get(name)):
+            reason = "requests are not traced, trace_level is OFF" if share is None else "the server's start decides it"
+            raise Unimplemented(f"trace setting {name}: {reason}; got {value!r}")
+    return present
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value

@@ -60,7 +60,7 @@ class ModelConfig(BaseModel):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="goal for 99 % of its requests, in ms: see `kiln_slo_requests_total`",
+        description="goal for 99 % of its requests, in ms: batches are made, and requests refused, to keep it",
     )
     on_demand: bool = Field(default=False, description="loaded at its first request; goes when idle, for room")
     stateful: bool = Field(default=False, description="its variables change: never fused, never run again")
@@ -72,7 +72,7 @@ class ModelConfig(BaseModel):
         default=None, description="seconds to measure plans; else the setting `plan_budget_s`"
     )
     buckets: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
-        default=(), description="batch sizes that plans are prepared for; else powers of two"
+        default=(), description="batch sizes that plans are prepared for; else the setting `buckets`"
     )
     rtol: float = Field(default=1e-4, ge=0, description="how far a plan's floats may be from the signature's, relative")
     atol: float = Field(default=1e-5, ge=0, description="the same, absolute; integers, booleans and strings are equal")

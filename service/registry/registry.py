@@ -102,7 +102,7 @@ class Registry:
             self._note(await self._watcher.found_whole(self._configs))
         for name, model in self._models.items():
             model.config = configs.get(name, _DEFAULT)
-            self._metrics.goal(name, model.config.slo_ms)
+            self._set_goal(model)
             model.is_enabled = name in configs
         await self._reconcile([*before.values(), *self._models.values()])
         for name in configs:
@@ -300,8 +300,13 @@ class Registry:
                 model = ServedModel(name, config, self._bench, is_enabled=is_enabled)
                 self._models[name] = model
             model.config = config
-            self._metrics.goal(name, config.slo_ms)
+            self._set_goal(model)
             model.found(sources.get(name, {}), problems.get(name, {}))
+
+    def _set_goal(self, model: ServedModel) -> None:
+        self._metrics.goal(model.name, model.config.slo_ms)
+        for version in model.versions:
+            version.hold_to(model.config.slo_ms)
 
     async def _reconcile(self, models: Iterable[ServedModel]) -> None:
         unique = {model.name: model for model in models}

@@ -33,10 +33,15 @@ class ShadowedHandle:
         self._keep = keep
 
     def submit(
-        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        deadline: float | None,
+        spent: Spent | None = None,
+        priority: int = 0,
     ) -> Awaitable[Tensors]:
         """The other version is asked only once there is an answer to compare with."""
-        answer = self._handle.submit(signature, inputs, deadline, spent)
+        answer = self._handle.submit(signature, inputs, deadline, spent, priority)
         if random.random() >= self._share:  # noqa: S311 - a sample
             return answer
         return self._compared(answer, signature, inputs)

@@ -121,6 +121,7 @@ class Version:
         self._on_change = on_change
         self._planning: asyncio.Task[None] | None = None
         self._has_turn = False
+        self._slo_ms: float | None = None
 
     def __repr__(self) -> str:
         return f"<Version {self.lifecycle!r}>"
@@ -148,6 +149,14 @@ class Version:
     def is_ready(self) -> bool:
         return self.lifecycle.state is State.READY
 
+    def hold_to(self, slo_ms: float | None) -> None:
+        """Batch to this goal from now on, or once it is loaded; None for none."""
+        if slo_ms == self._slo_ms:
+            return
+        self._slo_ms = slo_ms
+        if self.batcher is not None:
+            self.batcher.hold_to(None if slo_ms is None else slo_ms / 1e3)
+
     def _changed(self) -> None:
         self.facts.since = time.time()
         self._on_change(self)
@@ -157,6 +166,7 @@ class Version:
     ) -> None:
         """``NEW`` → ``READY``, or ``FAILED`` with the reason; never raises."""
         start = time.monotonic()
+        self._slo_ms = config.slo_ms
         self.lifecycle.advance(State.LOADING)
         try:
             path = await result_of(loader, lambda: options.materialize(self.source))
@@ -239,6 +249,7 @@ class Version:
             observer=metrics.version(name, number, lambda: batcher.queue.rows, options.limits),
             split_oversize=options.split_oversize,
         )
+        batcher.hold_to(None if self._slo_ms is None else self._slo_ms / 1e3)
         self.facts.device = model.device
         self.facts.left_out = "; ".join(model.left_out.values())
         self._tell_plans(model, metrics)
@@ -310,9 +321,14 @@ class VersionHandle:
         self._owner = version
 
     def submit(
-        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        deadline: float | None,
+        spent: Spent | None = None,
+        priority: int = 0,
     ) -> Awaitable[Tensors]:
-        return self._batcher.submit(signature, inputs, deadline, spent)
+        return self._batcher.submit(signature, inputs, deadline, spent, priority)
 
     def release(self) -> None:
         self._owner.last_used = time.monotonic()

@@ -50,11 +50,18 @@ def door_app(predictor: Predictor, options: RestOptions) -> Asgi:
     """The ASGI callable for ``POST /predict/{m}[/versions/{v}|/labels/{l}][?signature={s}]``."""
 
     async def predict(scope: Scope, receive: Receive, send: Send) -> None:
-        ref = _parse(scope["path"])
+        match = _ROUTE.fullmatch(scope["path"])
+        if match is None:
+            raise NotFound(f"there is no {scope['path']}")
         if scope["method"] != "POST":
             text = f"{scope['path']} is asked with POST, not {scope['method']}"
             await answer(send, 405, orjson.dumps({"error": text}), [JSON, (b"allow", b"POST")])
             return
+        try:
+            ref = ModelRef(match[1], None, match[3]) if match[3] else model_ref(match[1], match[2])
+        except NotFound as error:
+            predictor.refused(PROTOCOL, error)
+            raise
         with predictor.request(ref, PROTOCOL) as request:
             due = deadline(scope, options.request_timeout_s)
             media = media_type(header(scope, b"content-type"))
@@ -96,13 +103,6 @@ class _Asked:
         """The body of the answer."""
         answers = answers_of(predictions, self._count)
         return encode_answers(answers, predictions[0].signature, self.answer_type, is_list=self._is_list)
-
-
-def _parse(path: str) -> ModelRef:
-    match = _ROUTE.fullmatch(path)
-    if match is None:
-        raise NotFound(f"there is no {path}")
-    return ModelRef(match[1], None, match[3]) if match[3] else model_ref(match[1], match[2])
 
 
 def _accept(scope: Scope) -> str | None:

@@ -125,7 +125,7 @@ async def answer(send: Send, status: int, body: bytes, headers: Headers) -> None
 def returning(scope: Scope, send: Send) -> Send:
     """`send`, with the caller's own trace and request id among the headers of the answer, where it sent any.
 
-    The current task follows that trace from here on.
+    The current task answers that caller from here on.
     """
     given = []
     for name, key in _RETURNED:
@@ -133,9 +133,10 @@ def returning(scope: Scope, send: Send) -> Send:
         if value is not None and is_returned(name, value.decode("latin-1")):
             given.append((key, value))
     if not given:
-        follow(None)
+        follow(None, None)
         return send
-    follow(dict(given).get(b"traceparent"))
+    ids = dict(given)
+    follow(ids.get(b"traceparent"), ids.get(b"x-request-id"))
 
     async def send_with_ids(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":

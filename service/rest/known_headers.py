@@ -62,7 +62,9 @@ class KnownHeaders:
         text = body[:header_length] if is_short else b""
         header = self._by_text.get(text) if is_short else None
         if header is not None and header.fits(signatures, len(body)):
-            return Decoded(header.signature, header.read(body), timeout_s=header.wanted.timeout_s), header.wanted
+            wanted = header.wanted
+            inputs = header.read(body)
+            return Decoded(header.signature, inputs, timeout_s=wanted.timeout_s, priority=wanted.priority), wanted
         decoded, wanted, places = read_infer(
             body, header_length, signatures, self._max_depth, self._memory, self._bounds
         )

@@ -55,7 +55,11 @@ def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
             text = f"{scope['path']} is asked with POST, not {scope['method']}"
             await answer(send, 405, orjson.dumps({"error": text}), [JSON, (b"allow", b"POST")])
             return
-        ref = model_ref(match[1], match[2])
+        try:
+            ref = model_ref(match[1], match[2])
+        except NotFound as error:
+            predictor.refused("rest-v2", error)
+            raise
         with predictor.request(ref, "rest-v2") as request:
             due = deadline(scope, options.request_timeout_s)
             length = _header_length(scope)

@@ -28,7 +28,7 @@ def extensions_router(predictor: Predictor, max_bytes: int) -> APIRouter:
     router = APIRouter()
     _add_statistics(router, predictor.engine)
     _add_configuration(router, predictor.engine)
-    _add_trace(router, predictor.engine, max_bytes)
+    _add_trace(router, predictor, max_bytes)
     _add_logging(router, max_bytes)
     return router
 
@@ -66,40 +66,41 @@ def _add_configuration(router: APIRouter, engine: Engine) -> None:
         return model_configuration(engine.describe(model_ref(model, version)))
 
 
-def _add_trace(router: APIRouter, engine: Engine, max_bytes: int) -> None:
+def _add_trace(router: APIRouter, predictor: Predictor, max_bytes: int) -> None:
+    engine, share = predictor.engine, predictor.trace_share
     tags, body = _LOG_AND_TRACE, body_of({"trace_level": ["OFF"]})
 
     @router.get("/v2/trace/setting", tags=tags, summary="Trace settings", responses=answers(TRACE))
     async def trace() -> dict[str, Any]:
-        return trace_settings()
+        return trace_settings(share)
 
     @router.post(
         "/v2/trace/setting",
         tags=tags,
-        summary="Change trace settings; only OFF can be set",
+        summary="Change trace settings; only what they are can be set",
         responses=answers(TRACE, 400, 501),
         openapi_extra=body,
     )
     async def change_trace(request: Request) -> dict[str, Any]:
-        return change_trace_settings(await json_object(request, max_bytes))
+        return change_trace_settings(await json_object(request, max_bytes), share)
 
     @router.get(
         "/v2/models/{model}/trace/setting", tags=tags, summary="A model's trace settings", responses=answers(TRACE, 404)
     )
     async def model_trace(model: str = ModelName) -> dict[str, Any]:
         engine.statuses(ModelRef(model))
-        return trace_settings()
+        return trace_settings(share)
 
     @router.post(
         "/v2/models/{model}/trace/setting",
         tags=tags,
-        summary="Change a model's trace settings; only OFF can be set",
+        summary="Change a model's trace settings; only what they are can be set",
         responses=answers(TRACE, 400, 404, 501),
         openapi_extra=body,
     )
     async def change_model_trace(request: Request, model: str = ModelName) -> dict[str, Any]:
         engine.statuses(ModelRef(model))
-        return change_trace_settings(await json_object(request, max_bytes))
+        return change_trace_settings(await json_object(request, max_bytes), share)
 
 
 def _add_logging(router: APIRouter, max_bytes: int) -> None:

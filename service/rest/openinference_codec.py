@@ -17,7 +17,7 @@ import simdjson
 from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.extensions.classification import CLASSIFICATION, class_count, classified
-from service.extensions.parameters import timeout_s
+from service.extensions.parameters import priority, timeout_s
 from service.predictor import Decoded, Prediction, choose_signature
 from service.rest.json_codec import (
     ARRAY,
@@ -62,6 +62,7 @@ class Wanted:
     classes: dict[str, Any] = field(default_factory=dict)
     """How many classes are asked for of each output that is wanted as classes."""
     timeout_s: float | None = None
+    priority: int = 0
 
 
 def decode_infer(
@@ -138,7 +139,7 @@ def _read_json(
     }
     tail.check_used()
     bounds.check_inputs(inputs, len(body))
-    return Decoded(signature, inputs, timeout_s=wanted.timeout_s), wanted, tail.places
+    return Decoded(signature, inputs, timeout_s=wanted.timeout_s, priority=wanted.priority), wanted, tail.places
 
 
 def _decode_raw(body: bytes, signature: Signature, bounds: Bounds) -> Decoded:
@@ -290,6 +291,7 @@ def _wanted(document: Document, memory: SharedMemory) -> Wanted:
     wanted = Wanted(request_id, signature_name, _flag(parameters, "binary_data_output", default=False))
     if parameters:
         wanted.timeout_s = timeout_s(parameters)
+        wanted.priority = priority(parameters)
     outputs = document.get("outputs")
     if outputs is not None:
         for output in _list_of_objects(outputs, "outputs"):

@@ -85,7 +85,7 @@ def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
         if method == "GET" and path.lower().rstrip("/") == "/v1/models":
             await answer_json(send, 200, {"models": predictor.engine.model_names()})
             return
-        ref, asked = _parse(method, path)
+        ref, asked = _asked(predictor, method, path)
         if asked == "predict":
             await predict(scope, receive, send, ref)
         elif asked == "metadata":
@@ -96,6 +96,16 @@ def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
             await infer(scope, receive, send, ref, Method[asked.upper()])
 
     return guarded(app)
+
+
+def _asked(predictor: Predictor, method: str, path: str) -> tuple[ModelRef, str]:
+    """As `_parse`; what asks a model for a version that there cannot be is counted."""
+    try:
+        return _parse(method, path)
+    except NotFound as error:
+        if method == "POST":
+            predictor.refused("rest-tfs", error)
+        raise
 
 
 def _parse(method: str, path: str) -> tuple[ModelRef, str]:

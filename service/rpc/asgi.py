@@ -47,6 +47,7 @@ class GrpcApp:
     def __init__(self, services: Services, options: RpcOptions) -> None:
         self._handlers = services.handlers
         self._streams = services.streams
+        self._refused = services.refused
         self._request_timeout_s = options.request_timeout_s
         self._max_message_bytes = options.max_message_bytes
         self._calls = Calls()
@@ -60,7 +61,7 @@ class GrpcApp:
             return
         path: str = scope["path"]
         call = Call(receive, send)
-        follow(headers.get(b"traceparent"))
+        follow(headers.get(b"traceparent"), headers.get(b"x-request-id"))
         handler, stream = self._handlers.get(path), self._streams.get(path)
         with contextlib.suppress(Left):
             if handler is not None:
@@ -83,6 +84,8 @@ class GrpcApp:
             self._begin(call)
             answer = await handler(data, deadline)
         except BaseException as error:  # noqa: BLE001 - it is told, or raised again
+            if isinstance(error, KilnError):
+                self._refused(path, error)
             failure = _failure(path, call, error)
         else:
             self._calls.discard(call)

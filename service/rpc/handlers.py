@@ -36,6 +36,8 @@ class Timed(NamedTuple):
     spent: Spent
 
 
+Refused = Callable[[str, KilnError], None]
+"""Is told of the method and the error of each call that fails, whether or not it became a request."""
 Handler = Callable[[bytes, float], Awaitable[bytes | Timed]]
 Handlers = Mapping[str, Handler]
 Trailers = tuple[tuple[str, str], ...]
@@ -58,11 +60,17 @@ class GenericHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Handlers by method path, as grpcio asks for them; without serializers, so bytes go through."""
 
     def __init__(
-        self, handlers: Handlers, streams: StreamHandlers, *, request_timeout_s: float, max_message_bytes: int
+        self,
+        handlers: Handlers,
+        streams: StreamHandlers,
+        refused: Refused,
+        *,
+        request_timeout_s: float,
+        max_message_bytes: int,
     ) -> None:
         self._methods = {
             path: grpc.unary_unary_rpc_method_handler(
-                _bind(path, handler, request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes)
+                _bind(path, handler, refused, request_timeout_s=request_timeout_s, max_message_bytes=max_message_bytes)
             )
             for path, handler in handlers.items()
         }
@@ -78,7 +86,7 @@ class GenericHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 def _bind(
-    path: str, handler: Handler, *, request_timeout_s: float, max_message_bytes: int
+    path: str, handler: Handler, refused: Refused, *, request_timeout_s: float, max_message_bytes: int
 ) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def call(data: bytes, context: Any) -> bytes:
         remaining_s = context.time_remaining()
@@ -91,6 +99,7 @@ def _bind(
                 raise too_large(len(data), max_message_bytes)
             answer = await handler(data, deadline)
         except KilnError as error:
+            refused(path, error)
             failure = error.with_traceback(None)  # whose frames have this one: a cycle that would keep all they hold
         except Exception:  # noqa: BLE001 - whatever it is, its caller is told
             failure = unforeseen(path)
@@ -147,7 +156,8 @@ def ids_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Trailers:
 
 def follow_ids(ids: Trailers) -> None:
     """The current task answers a call with these ids."""
-    follow(next((value.encode() for name, value in ids if name == "traceparent"), None))
+    given = {name: value.encode() for name, value in ids}
+    follow(given.get("traceparent"), given.get("x-request-id"))
 
 
 def timing_trailer(spent: Spent) -> tuple[str, str]:

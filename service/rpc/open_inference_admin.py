@@ -41,7 +41,7 @@ def open_inference_admin_handlers(predictor: Predictor) -> Handlers:
         request = parse(pb.TraceSettingRequest, data)
         if request.model_name:
             engine.statuses(model_ref(request.model_name, ""))
-        return encode_trace_settings(change_trace_settings(decode_trace_settings(request)))
+        return encode_trace_settings(change_trace_settings(decode_trace_settings(request), predictor.trace_share))
 
     async def log(data: bytes, deadline: float) -> bytes:  # noqa: ARG001
         request = parse(pb.LogSettingsRequest, data)

@@ -26,11 +26,11 @@ def decode_trace_settings(request: pb.TraceSettingRequest) -> dict[str, list[str
     return {name: list(setting.value) for name, setting in request.settings.items()}
 
 
-def encode_trace_settings(settings: Mapping[str, list[str]]) -> bytes:
-    """`TraceSettingResponse` of these settings."""
+def encode_trace_settings(settings: Mapping[str, str | list[str]]) -> bytes:
+    """`TraceSettingResponse` of these settings, each a value or several."""
     response = pb.TraceSettingResponse()
     for name, values in settings.items():
-        response.settings[name].value.extend(values)
+        response.settings[name].value.extend([values] if isinstance(values, str) else values)
     return response.SerializeToString()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import InvalidArgument
 from service.extensions.classification import CLASSIFICATION, class_count, classified
-from service.extensions.parameters import flag, text, timeout_s
+from service.extensions.parameters import flag, priority, text, timeout_s
 from service.predictor import Decoded, ModelInfo, Prediction, choose_signature
 from service.registry.lifecycle import VersionStatus
 from service.rpc._generated.inference import open_inference_pb2 as pb
@@ -62,7 +62,7 @@ def decode_infer(
         InvalidArgument: names the input or output, what was expected and what came.
         NotFound, TooLarge, FailedPrecondition: as `SharedMemory.extent` and `Extent.read`.
     """
-    signature_name, own_timeout_s = _own_parameters(request) if request.parameters else ("", None)
+    signature_name, own_timeout_s, own_priority = _own_parameters(request) if request.parameters else ("", None, 0)
     signature = choose_signature(signatures, signature_name)
     named = {tensor.name: tensor for tensor in request.inputs}
     check_names(signature, named)
@@ -95,7 +95,7 @@ def decode_infer(
             inputs[name] = _typed(tensor, spec, shape)
         if spec.dtype is DataType.BYTES:
             bounds.check_strings(inputs[name].flat, name)
-    return Decoded(signature, inputs, timeout_s=own_timeout_s)
+    return Decoded(signature, inputs, timeout_s=own_timeout_s, priority=own_priority)
 
 
 def _check_no_contents(tensor: pb.ModelInferRequest.InferInputTensor, beside: str) -> None:
@@ -103,11 +103,11 @@ def _check_no_contents(tensor: pb.ModelInferRequest.InferInputTensor, beside: st
         raise InvalidArgument(f"input {tensor.name!r}: contents beside {beside}: one of them expected")
 
 
-def _own_parameters(request: pb.ModelInferRequest) -> tuple[str, float | None]:
-    """The signature's name, and the timeout in seconds; all parameters that are known are checked."""
+def _own_parameters(request: pb.ModelInferRequest) -> tuple[str, float | None, int]:
+    """The signature's name, the timeout in seconds, and the priority; all parameters that are known are checked."""
     parameters = plain_parameters(request.parameters)
     flag(parameters, "binary_data_output")
-    return text(parameters, "signature_name"), timeout_s(parameters)
+    return text(parameters, "signature_name"), timeout_s(parameters), priority(parameters)
 
 
 def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, object]:

@@ -40,14 +40,14 @@ def open_inference_streams(predictor: Predictor, memory: SharedMemory, bounds: B
 
     def stream(messages: AsyncIterator[bytes], limits: CallLimits) -> AsyncGenerator[bytes, None]:
         async def answer(data: bytes) -> bytes:
-            return await _answer(infer, data, limits)
+            return await _answer(predictor, infer, data, limits)
 
         return in_order(messages, answer, most=_MOST_IN_FLIGHT)
 
     return {_METHOD: stream}
 
 
-async def _answer(infer: Infer, data: bytes, limits: CallLimits) -> bytes:
+async def _answer(predictor: Predictor, infer: Infer, data: bytes, limits: CallLimits) -> bytes:
     """The bytes of a `ModelStreamInferResponse`: an answer or an error, never an exception.
 
     Each request has one answer, so that is the final one too.
@@ -61,6 +61,7 @@ async def _answer(infer: Infer, data: bytes, limits: CallLimits) -> bytes:
         answer = await infer(request, limits.deadline())
         return _wrapped(answer + _FINAL_BYTES if wants_final else answer)  # messages one after another are merged
     except KilnError as error:
+        predictor.refused("grpc-v2", error)
         text = str(error)
     except Exception:  # noqa: BLE001 - whatever it is, its caller is told
         _log.exception("%s failed", _METHOD)

@@ -26,6 +26,7 @@ class RpcServer:
         self._handlers = GenericHandlers(
             services.handlers,
             services.streams,
+            services.refused,
             request_timeout_s=options.request_timeout_s,
             max_message_bytes=options.max_message_bytes,
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from service.errors import KilnError
 from service.predictor import Predictor
-from service.rpc.handlers import Handlers, StreamHandlers
+from service.rpc.handlers import Handlers, Refused, StreamHandlers
 from service.rpc.health import HEALTH_SERVICE, HealthService
 from service.rpc.open_inference import SERVICE, open_inference_handlers
 from service.rpc.open_inference_admin import open_inference_admin_handlers
@@ -16,16 +17,24 @@ from service.rpc.reflection import REFLECTION_SERVICES, reflection_streams
 from service.rpc.shared_memory import shared_memory_handlers
 from service.rpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, tfserving_handlers
 
+_PROTOCOLS = {
+    f"/{SERVICE}/ModelInfer": "grpc-v2",
+    **{
+        f"/{PREDICTION_SERVICE}/{method}": "grpc-tfs" for method in ("Predict", "Classify", "Regress", "MultiInference")
+    },
+}
+"""Of the unary methods that ask to predict, as the metrics call them."""
 _DIALECTS = (SERVICE, PREDICTION_SERVICE, MODEL_SERVICE)
 
 
 @dataclass(frozen=True)
 class Services:
-    """Handlers by full method path, unary and streaming, and the health that they tell of."""
+    """Handlers by full method path, unary and streaming, the health that they tell of, and who is told of refusals."""
 
     handlers: Handlers
     streams: StreamHandlers
     health: HealthService
+    refused: Refused
 
 
 def all_services(predictor: Predictor, is_ready: Callable[[], bool], options: RpcOptions) -> Services:
@@ -46,4 +55,16 @@ def all_services(predictor: Predictor, is_ready: Callable[[], bool], options: Rp
             **reflection_streams((*_DIALECTS, HEALTH_SERVICE, *REFLECTION_SERVICES)),
         },
         health=health,
+        refused=_count_refused(predictor),
     )
+
+
+def _count_refused(predictor: Predictor) -> Refused:
+    """Calls that ask to predict and are refused before they are requests, too large or unreadable, are counted."""
+
+    def refused(path: str, error: KilnError) -> None:
+        protocol = _PROTOCOLS.get(path)
+        if protocol is not None:
+            predictor.refused(protocol, error)
+
+    return refused

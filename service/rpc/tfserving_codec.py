@@ -31,7 +31,7 @@ from service.tensors import (
     unpack_raw,
 )
 
-_VALUES = {
+VALUES = {
     DataType.BOOL: "bool_val",
     DataType.UINT8: "int_val",
     DataType.UINT16: "int_val",
@@ -47,6 +47,7 @@ _VALUES = {
     DataType.FP64: "double_val",
     DataType.BYTES: "string_val",
 }
+"""The list that has the values of a tensor of that type."""
 _LIST_TYPES = {"int_val": np.int64, "int64_val": np.int64, "uint32_val": np.uint64, "uint64_val": np.uint64}
 """What holds any value of a list of integers, of which an unsigned input may have been given a negative one."""
 _STATES = {
@@ -90,11 +91,16 @@ def decode_predict(
             raise InvalidArgument(
                 f"unknown output {name!r} in output_filter: signature {signature.name!r} gives {known}"
             )
-    inputs = {spec.name: _decode_tensor(request.inputs[spec.name], spec, bounds) for spec in signature.inputs}
+    inputs = {spec.name: decode_tensor(request.inputs[spec.name], spec, bounds) for spec in signature.inputs}
     return Decoded(signature, inputs, strict_shapes=False)
 
 
-def _decode_tensor(proto: tensor_pb2.TensorProto, spec: TensorSpec, bounds: Bounds) -> Array:
+def decode_tensor(proto: tensor_pb2.TensorProto, spec: TensorSpec, bounds: Bounds) -> Array:
+    """The array of `proto`, of the type that `spec` has.
+
+    Raises:
+        InvalidArgument: names the input, what was expected and what came.
+    """
     dtype = BY_TENSORFLOW_NUMBER.get(proto.dtype)
     if dtype is not spec.dtype:
         received = dtype.tensorflow if dtype else f"DataType {proto.dtype}"
@@ -109,14 +115,14 @@ def _decode_tensor(proto: tensor_pb2.TensorProto, spec: TensorSpec, bounds: Boun
         return unpack_raw(proto.tensor_content, dtype, shape, spec.name)
     if dtype is DataType.BYTES:
         bounds.check_strings(proto.string_val, spec.name)
-    return _from_list(getattr(proto, _VALUES[dtype]), spec, shape, bounds)
+    return _from_list(getattr(proto, VALUES[dtype]), spec, shape, bounds)
 
 
 def _from_list(values: Any, spec: TensorSpec, shape: tuple[int, ...], bounds: Bounds) -> Array:
     count = math.prod(shape)
     if len(values) > count:
         raise InvalidArgument(
-            f"input {spec.name!r}: {_VALUES[spec.dtype]} with up to {count} values expected for shape {list(shape)}, "
+            f"input {spec.name!r}: {VALUES[spec.dtype]} with up to {count} values expected for shape {list(shape)}, "
             f"got {len(values)}"
         )
     if spec.dtype is DataType.BYTES:
@@ -125,7 +131,7 @@ def _from_list(values: Any, spec: TensorSpec, shape: tuple[int, ...], bounds: Bo
     elif spec.dtype in (DataType.FP16, DataType.BF16):
         given = np.fromiter(values, np.int64, len(values)).astype(np.uint16).view(spec.dtype.numpy)  # bit patterns
     else:
-        wide = _LIST_TYPES.get(_VALUES[spec.dtype], spec.dtype.numpy)
+        wide = _LIST_TYPES.get(VALUES[spec.dtype], spec.dtype.numpy)
         given = integers_fit(np.fromiter(values, wide, len(values)), spec)  # without a list of objects between
     if len(given) == count:
         return given.reshape(shape)
@@ -145,13 +151,12 @@ def encode_predict(request: pb.PredictRequest, prediction: Prediction) -> bytes:
     spec.version.value = prediction.version
     spec.signature_name = prediction.signature.name
     for name in request.output_filter or prediction.outputs:
-        _encode_tensor(
-            prediction.outputs[name], prediction.signature.output_by_name[name].dtype, response.outputs[name]
-        )
+        encode_tensor(prediction.outputs[name], prediction.signature.output_by_name[name].dtype, response.outputs[name])
     return response.SerializeToString()
 
 
-def _encode_tensor(array: Array, dtype: DataType, proto: tensor_pb2.TensorProto) -> None:
+def encode_tensor(array: Array, dtype: DataType, proto: tensor_pb2.TensorProto) -> None:
+    """Fill in `proto` with `array` as ``tensor_content``, or ``string_val`` for strings."""
     proto.dtype = dtype.number  # type: ignore[assignment]
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from google.protobuf.json_format import Parse as ParseJson
+from google.protobuf.json_format import ParseError
+
 from service.bounds import Bounds
-from service.errors import Unimplemented
+from service.errors import InvalidArgument, Unimplemented
 from service.examples import Method, decode_examples
 from service.predictor import Decoded, validate
 from service.rpc._generated.kiln.tensorflow.serving.prediction_log_pb2 import PredictionLog
@@ -22,16 +25,30 @@ _BOUNDS = Bounds(max_filled_elements=2**24)
 
 
 def decode_warm_up(record: bytes, signatures: Mapping[str, Signature]) -> list[tuple[Signature, Tensors]]:
-    """The signatures that a ``PredictionLog`` names, one but for a multi-inference, and their inputs.
+    """The signatures, one but for a multi-inference, that a ``PredictionLog`` (bytes or JSON) names, and their inputs.
 
     Raises:
         Unimplemented: it logs a kind of request that Kiln does not answer.
         InvalidArgument, FailedPrecondition: it is no such message, or does not fit the model.
     """
-    asked = _decode(parse(PredictionLog, record), signatures)
+    asked = _decode(parse_log(record), signatures)
     for decoded in asked:
         validate(decoded)
     return [(decoded.signature, decoded.inputs) for decoded in asked]
+
+
+def parse_log(record: bytes) -> PredictionLog:
+    """A record, which may be JSON: no message begins with the brace.
+
+    Raises:
+        InvalidArgument: it is neither.
+    """
+    if not record.startswith(b"{"):
+        return parse(PredictionLog, record)
+    try:
+        return ParseJson(record, PredictionLog())
+    except ParseError as error:
+        raise InvalidArgument(f"the JSON of the record is no PredictionLog: {error}") from None
 
 
 def _decode(log: PredictionLog, signatures: Mapping[str, Signature]) -> list[Decoded]:

@@ -71,8 +71,12 @@ class PlanCache:
         Path(name).replace(place / _FILE)
 
     def drop(self, key: str) -> None:
-        """Forget a record and its programs."""
-        shutil.rmtree(self.place(key), ignore_errors=True)
+        """Forget a record and its programs; those of a warm cache are only linked here, and stay."""
+        place = self.place(key)
+        if place.is_symlink():
+            place.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _is_whole(record: ModelRecord) -> bool:

@@ -15,6 +15,7 @@ from service.runtime.base import PlanUnavailable, Run
 from service.runtime.devices import load_tensorflow
 from service.runtime.drawing import Drawer
 from service.runtime.frozen import unlowered, with_functions_renamed
+from service.runtime.planner import first_inputs
 from service.runtime.xla import Call, Refused, XlaSession
 from service.tensors import Array, Signature, Tensors
 
@@ -140,6 +141,9 @@ class SplitPlan:
         self._own = own
         self._feeds = [spec.graph_name for spec in signature.inputs]
         self._fetches = [spec.graph_name for spec in signature.outputs]
+        self._drawer = Drawer(signature)
+        if not first_inputs(self._drawer, own, (1,)):
+            raise PlanUnavailable("no strings that were drawn for it suit the model")
         self._inlined = with_functions_renamed(inline(frozen, self._feeds, self._fetches), "_split")
         self._refused: set[str] = set()
         self._unsteady = self._look_for_unsteady()
@@ -190,8 +194,9 @@ class SplitPlan:
         return [np.asarray(array) for array in seen[0]]
 
     def _draws(self, rows: int) -> list[Tensors]:
-        drawer = Drawer(self._signature)
-        return [drawer.batch(rows), *(edge for _, edge in drawer.edges(rows))]
+        usual = self._drawer.batch(rows)
+        edges = [] if self._drawer.images else [edge for _, edge in self._drawer.edges(rows)]
+        return [usual, *edges]
 
     def _call(self, call: Call, inputs: Tensors) -> list[Array]:
         try:

@@ -1,7 +1,8 @@
 """Warm-up with the requests that a model brings along.
 
 Source: TensorFlow Serving's ``SavedModel Warmup``: the file ``assets.extra/tf_serving_warmup_requests``
-is a TFRecord file of at most 1000 ``PredictionLog`` messages.
+is a TFRecord file of at most 1000 ``PredictionLog`` messages. Here it may also be their JSON, one a line,
+as the request log writes it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _log = logging.getLogger("kiln.warmup")
 WARM_UP_FILE = Path("assets.extra", "tf_serving_warmup_requests")
 """Where it lies in a SavedModel's folder."""
 MAX_RECORDS = 1000
-_HEADER_BYTES, _FOOTER_BYTES = 12, 4
+_LENGTH_BYTES, _HEADER_BYTES, _FOOTER_BYTES = 8, 12, 4
 """Of a TFRecord: length and its checksum before the data, the data's checksum behind."""
 
 DecodeRecord = Callable[[bytes, Mapping[str, Signature]], Iterable[tuple[Signature, Tensors]]]
@@ -58,20 +59,36 @@ def replay(
 
 
 def records(path: Path) -> Iterator[bytes]:
-    """The data of each record of a TFRecord file.
+    """The data of each record of a TFRecord file, or of one that has a record of JSON on each line.
 
     Raises:
         ModelLoadError: it is cut off, a checksum is wrong, or there are more than `MAX_RECORDS`.
     """
-    import tensorflow as tf
-
-    count = _count(path)
+    lines = _lines(path)
+    count = _count(path) if lines is None else len(lines)
     if count > MAX_RECORDS:
         raise ModelLoadError(f"{path.name}: at most {MAX_RECORDS} records expected, got {count}")
+    if lines is not None:
+        yield from lines
+        return
+    import tensorflow as tf
+
     try:
         yield from tf.compat.v1.io.tf_record_iterator(str(path))
     except tf.errors.OpError as error:
         raise ModelLoadError(f"{path.name} is broken: {error.message}") from error
+
+
+def _lines(path: Path) -> list[bytes] | None:
+    """The lines of a file of JSON; None where it is none, for as the length of a record its beginning is too large."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LENGTH_BYTES)
+            if not start.startswith(b"{") or int.from_bytes(start, "little") < path.stat().st_size:
+                return None
+            return [line for line in (start + file.read()).splitlines() if line]
+    except OSError as error:
+        raise ModelLoadError(f"{path.name} cannot be read: {error}") from None
 
 
 def _count(path: Path) -> int:
@@ -84,7 +101,7 @@ def _count(path: Path) -> int:
         end = path.stat().st_size
         with path.open("rb") as file:
             while file.tell() < end:
-                length = int.from_bytes(file.read(_HEADER_BYTES)[:8], "little")
+                length = int.from_bytes(file.read(_HEADER_BYTES)[:_LENGTH_BYTES], "little")
                 if file.tell() + length + _FOOTER_BYTES > end:
                     raise ModelLoadError(f"{path.name} is broken: record {count + 1} goes past its end")
                 file.seek(length + _FOOTER_BYTES, 1)

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from service.batching.queue import Limits
 from service.bounds import DEFAULT_BOUNDS, Bounds
+from service.following.followed import Following
 from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -69,6 +70,7 @@ async def start_kiln(
     configs: ModelConfigs | None = None,
     memory: SharedMemory = OFF,
     bounds: Bounds = DEFAULT_BOUNDS,
+    following: Following | None = None,
 ) -> Kiln:
     """Serve `models`, each as version 1; the gRPC server listens on a free port of 127.0.0.1."""
     limits = limits or Limits(8, 64, 1 << 20)
@@ -83,7 +85,7 @@ async def start_kiln(
     sources = tuple(Source(name, 1, Kind.KERAS, Path(name)) for name in sorted(models))
     registry = Registry(Repository(sources), options, metrics, configs=configs)
     health = Health(registry.can_serve)
-    predictor = Predictor(registry, metrics)
+    predictor = Predictor(registry, metrics, following)
     rpc_options = RpcOptions("127.0.0.1:0", MAX_MESSAGE_BYTES, 30.0, memory, bounds)
     rpc = RpcServer(predictor, health.is_ready, rpc_options)
     grpc_app = GrpcApp(rpc.services, rpc_options)

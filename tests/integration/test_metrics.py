@@ -9,8 +9,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from service.rpc._generated.inference import open_inference_pb2 as oip
 from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
 from tests.integration.asgi import Client
-from tests.integration.conftest import Kiln
-from tests.integration.rpc import INFER, PREDICT, Caller, infer_request, predict_request
+from tests.integration.conftest import MAX_MESSAGE_BYTES, Kiln
+from tests.integration.rpc import INFER, OIP, PREDICT, PREDICTION, Caller, infer_request, predict_request
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -169,3 +169,60 @@ async def test_a_padded_batch_is_not_full(kiln: Kiln):
     labels = {"model": "double", "version": "1"}
     assert kiln.metrics.registry.get_sample_value("kiln_batch_fill_ratio_sum", labels) == 0.25
     assert kiln.metrics.registry.get_sample_value("kiln_batch_rows_sum", labels) == 1
+
+
+def refusals(kiln: Kiln) -> dict[tuple[str, str], float]:
+    """Requests that are of no model, by protocol and code."""
+    families = {family.name: family for family in kiln.metrics.registry.collect()}
+    return {
+        (sample.labels["protocol"], sample.labels["code"]): sample.value
+        for sample in families["kiln_requests"].samples
+        if sample.labels["model"] == ""
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol"),
+    [
+        (INFER, "grpc-v2"),
+        (PREDICT, "grpc-tfs"),
+        (f"{PREDICTION}/Classify", "grpc-tfs"),
+        (f"{PREDICTION}/Regress", "grpc-tfs"),
+        (f"{PREDICTION}/MultiInference", "grpc-tfs"),
+    ],
+)
+async def test_messages_that_are_no_requests_are_counted(kiln: Kiln, caller: Caller, method: str, protocol: str):
+    """One that cannot be parsed, and one that is too large, of no model; other methods are not counted."""
+    await caller.refusal(method, b"\xff")
+    await caller.refusal(method, b"\0" * (MAX_MESSAGE_BYTES + 1))
+    await caller.refusal(f"{OIP}/ModelMetadata", b"\xff")
+    assert refusals(kiln) == {(protocol, "invalid_argument"): 1, (protocol, "too_large"): 1}
+
+
+async def test_messages_of_a_stream_that_are_no_requests_are_counted(kiln: Kiln, transport: str):
+    """Each of them; one that is a request counts for its model."""
+    async with kiln.channel(transport) as channel:
+        call = channel.stream_stream(f"/{OIP}/ModelStreamInfer")()
+        messages = (b"\xff", b"\0" * (MAX_MESSAGE_BYTES + 1), infer_request("double", "x").SerializeToString())
+        for message in (*messages, infer_request().SerializeToString()):
+            await call.write(message)
+            await call.read()
+        await call.done_writing()
+    codes = ("invalid_argument", "too_large", "not_found")
+    assert refusals(kiln) == {("grpc-v2", code): 1 for code in codes}
+    assert samples(kiln, "kiln_requests_total") == {"grpc-v2": 1}
+
+
+async def test_versions_that_there_cannot_be_are_counted(kiln: Kiln, caller: Caller):
+    """As requests for no model, in each dialect that has them, once each."""
+    client = Client(kiln.app)
+    for path in (
+        "/v2/models/double/versions/x/infer",
+        f"/v1/models/double/versions/{2**63}:predict",
+        "/predict/double/versions/x",
+    ):
+        assert (await client.post(path, OIP_BODY)).status == 404
+    assert (await client.get(f"/v1/models/double/versions/{2**63}")).status == 404
+    await caller.refusal(INFER, infer_request("double", "x"))
+    protocols = ("rest-v2", "rest-tfs", "rest-predict", "grpc-v2")
+    assert refusals(kiln) == {(protocol, "not_found"): 1 for protocol in protocols}

@@ -236,7 +236,9 @@ async def test_a_handler_that_raises_ends_its_stream(error: Exception, code: Sta
         raise error
 
     server = grpc.aio.server()
-    handlers = GenericHandlers({}, {"/a/Stream": stream}, request_timeout_s=1.0, max_message_bytes=1024)
+    handlers = GenericHandlers(
+        {}, {"/a/Stream": stream}, lambda path, error: None, request_timeout_s=1.0, max_message_bytes=1024
+    )
     server.add_generic_rpc_handlers((handlers,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -15,7 +15,7 @@ import pytest
 from service.errors import ModelLoadError
 from service.rpc._generated.kiln.tensorflow import tensor_pb2
 from service.rpc._generated.kiln.tensorflow.serving.prediction_log_pb2 import PredictionLog
-from service.rpc.tfserving_codec import _encode_tensor
+from service.rpc.tfserving_codec import encode_tensor
 from service.rpc.warmup_codec import decode_warm_up
 from service.runtime import model as runtime_model
 from service.runtime.model import LoadedModel, RuntimeOptions
@@ -59,7 +59,7 @@ def log_of(signature_name: str = "", **inputs: Array) -> bytes:
     request.model_spec.name, request.model_spec.signature_name = "half_plus_two", signature_name
     for name, array in inputs.items():
         tensor = tensor_pb2.TensorProto()
-        _encode_tensor(array, data_type_of(array), tensor)
+        encode_tensor(array, data_type_of(array), tensor)
         request.inputs[name].CopyFrom(tensor)
     return bytes(log.SerializeToString())
 

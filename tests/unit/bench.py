@@ -47,12 +47,13 @@ class Bench:
         self,
         *values: float,
         deadline: float | None = None,
+        priority: int = 0,
         signature: Signature = DOUBLE,
         inputs: Tensors | None = None,
     ) -> asyncio.Future[Tensors]:
         """Submit a row of three equal numbers for each of `values`, or `inputs`."""
         given = rows(*values) if inputs is None else inputs
-        return asyncio.ensure_future(self.batcher.submit(signature, given, deadline))
+        return asyncio.ensure_future(self.batcher.submit(signature, given, deadline, None, priority))
 
     async def turn(self) -> None:
         """Let the event loop do whatever is ready."""

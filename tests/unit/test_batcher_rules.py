@@ -115,9 +115,14 @@ class OneVersion:
         return self
 
     def submit(
-        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        deadline: float | None,
+        spent: Spent | None = None,
+        priority: int = 0,
     ) -> Awaitable[Tensors]:
-        return self.batcher.submit(signature, inputs, deadline, spent)
+        return self.batcher.submit(signature, inputs, deadline, spent, priority)
 
 
 async def test_rest_and_grpc_share_the_queue():
@@ -179,7 +184,18 @@ async def test_a_full_queue_is_swept_first(still_full: bool):
 async def test_an_entry_holds_all_there_is_to_know_of_a_request():
     """Rule 4: payload, rows, size, times and the reply travel together."""
     fields = [field.name for field in dataclasses.fields(Entry)]
-    assert fields == ["lane", "payload", "rows", "size_bytes", "enqueued", "deadline", "reply", "spent"]
+    assert fields == [
+        "lane",
+        "payload",
+        "rows",
+        "size_bytes",
+        "enqueued",
+        "deadline",
+        "reply",
+        "spent",
+        "level",
+        "rank",
+    ]
     bench = Bench()
     answer = bench.submit(1, 2, deadline=130)
     (entry,) = bench.batcher.queue.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from service import logs
 from service.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from service.extensions.model_configuration import model_configuration
-from service.extensions.parameters import flag, text, timeout_s, whole_number
+from service.extensions.parameters import flag, priority, text, timeout_s, whole_number
 from service.extensions.repository import check_load, check_unload
 from service.extensions.settings import change_log_settings, change_trace_settings, log_settings, trace_settings
 from service.predictor import ModelInfo
@@ -33,12 +33,17 @@ def test_a_timeout_is_in_microseconds(parameters: dict[str, object], expected: f
     assert timeout_s(parameters) == expected
 
 
-@pytest.mark.parametrize("name", ["timeout", "priority"])
+def test_a_priority_is_none_unless_stated():
+    """0 is what states none."""
+    assert [priority(given) for given in ({}, {"priority": 0}, {"priority": 3})] == [0, 0, 3]
+
+
+@pytest.mark.parametrize(("name", "read"), [("timeout", timeout_s), ("priority", priority)])
 @pytest.mark.parametrize("value", [-1, 1.5, "7", True, None, 2**63])
-def test_hints_are_whole_numbers(name: str, value: object):
+def test_hints_are_whole_numbers(name: str, read: Callable[[dict[str, object]], object], value: object):
     """The text names the parameter and what came."""
     with pytest.raises(InvalidArgument, match=rf"parameter {name}.*: a whole number of at least 0 expected, got"):
-        timeout_s({name: value})
+        read({name: value})
 
 
 def test_values_have_their_types():

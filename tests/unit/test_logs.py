@@ -10,8 +10,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from service import logs
+from service.errors import Code
+from service.following.access_log import log_access
+from service.following.followed import Followed, SpanIds
+from service.trace_context import Caller, caller
+from tests.fakes import DOUBLE, rows
 
-NAMES = ("kiln", "uvicorn", "uvicorn.error", "uvicorn.access")
+NAMES = ("kiln", "kiln.access", "uvicorn", "uvicorn.error", "uvicorn.access")
 
 
 @pytest.fixture
@@ -94,3 +99,83 @@ def test_configuring_again_replaces_what_was(written: Callable[[], str]):
     logs.configure("info", "json")
     logging.getLogger("kiln").info("once")
     assert json.loads(written())["message"] == "once"
+
+
+@pytest.fixture
+def asked() -> Iterator[None]:
+    """The current task answers a request."""
+    token = caller.set(Caller("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", True, "r 1"))
+    yield
+    caller.reset(token)
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_line_that_belongs_to_a_request_has_its_ids(written: Callable[[], str]):
+    """In both forms, before the traceback; quoted where they could be taken for more."""
+    logs.configure("info", "json")
+    logging.getLogger("kiln.rest").info("failed")
+    event = json.loads(written())
+    assert (event["request_id"], event["trace_id"]) == ("r 1", "4bf92f3577b34da6a3ce929d0e0e4736")
+    logs.configure("info", "console")
+    logging.getLogger("kiln.rest").error("failed", exc_info=ValueError("why"))
+    first, *others = written().splitlines()
+    assert first.endswith('failed request_id="r 1" trace_id=4bf92f3577b34da6a3ce929d0e0e4736')
+    assert others[-1] == "ValueError: why"
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_line_may_belong_to_another_request(written: Callable[[], str]):
+    """What is logged of a batch is of the request that the record names, not of the one that happens to be answered."""
+    logs.configure("info", "json")
+    log = logging.getLogger("kiln.batcher")
+    log.info("one", extra={"caller": Caller(request_id="r-2")})
+    log.info("none", extra={"caller": None})
+    one, none = map(json.loads, written().splitlines())
+    assert one["request_id"] == "r-2"
+    assert "trace_id" not in one
+    assert "request_id" not in none
+
+
+def followed(code: Code | None = None, model: str = "double") -> Followed:
+    told = Followed(Caller(request_id="r-1"), SpanIds(255, 1, 0), is_kept=False)
+    told.model, told.protocol, told.version, told.code = model, "rest-v2", 7, code
+    told.started, told.ended = 10.0, 10.0015
+    told.asks(DOUBLE, rows(1, 2))
+    return told
+
+
+def test_the_access_log_has_a_line_for_each_request(written: Callable[[], str]):
+    """Protocol, model, version, outcome, time, rows and ids, shown whatever the level."""
+    logs.configure("error", "json", access=True)
+    log_access(followed())
+    event = json.loads(written())
+    del event["time"]
+    assert event == {
+        "level": "info",
+        "logger": "kiln.access",
+        "message": "predict",
+        "protocol": "rest-v2",
+        "model": "double",
+        "version": 7,
+        "code": "ok",
+        "ms": 1.5,
+        "rows": 2,
+        "request_id": "r-1",
+        "trace_id": f"{255:032x}",
+    }
+
+
+def test_a_name_cannot_make_a_line(written: Callable[[], str]):
+    """What callers choose is quoted in the console form."""
+    logs.configure("info", "console", access=True)
+    log_access(followed(Code.NOT_FOUND, "a\nb=c"))
+    (line,) = written().splitlines()
+    assert ' model="a\\nb=c" version=7 code=not_found ms=1.5 ' in line
+
+
+def test_the_access_log_is_off_again(written: Callable[[], str]):
+    """Configured anew without it, its level is that of Kiln's log."""
+    logs.configure("warning", "json", access=True)
+    logs.configure("warning", "json")
+    log_access(followed())
+    assert written() == ""

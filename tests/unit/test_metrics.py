@@ -72,7 +72,7 @@ def test_each_outcome_has_its_series(metrics: Metrics, code: Code | None):
 @pytest.mark.parametrize(("code", "model"), [(Code.NOT_FOUND, ""), (Code.UNAVAILABLE, "digits")])
 def test_a_made_up_name_makes_no_series(metrics: Metrics, code: Code, model: str):
     """A refused request has no version and no time; where there is no such model, no name either."""
-    metrics.request("digits", "rest-tfs").refused(code)
+    metrics.request("digits", "rest-tfs").done(code)
     labels = {"model": model, "version": "", "protocol": "rest-tfs"}
     assert value(metrics, "kiln_requests_total", code=code.value, **labels) == 1
     assert not value(metrics, "kiln_request_duration_seconds_count", **labels)
@@ -83,7 +83,7 @@ def test_requests_in_flight_are_those_not_done(metrics: Metrics):
     requests = [metrics.request("m", "rest-v2") for _ in range(3)]
     assert value(metrics, "kiln_requests_in_flight") == 3
     requests[0].done(None)
-    requests[1].refused(Code.UNAVAILABLE)
+    requests[1].done(Code.UNAVAILABLE)
     assert value(metrics, "kiln_requests_in_flight") == 1
     requests[2].done(Code.CANCELLED)
     assert value(metrics, "kiln_requests_in_flight") == 0

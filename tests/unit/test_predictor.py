@@ -40,6 +40,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.held = 0
         self.submitted: list[Tensors] = []
+        self.priorities: list[int] = []
         self.failures: dict[str, BaseException] = {}
         """What `check`, `acquire`, `submit` or the answer raises."""
 
@@ -66,9 +67,15 @@ class FakeEngine:
         self.held -= 1
 
     def submit(
-        self, signature: Signature, inputs: Tensors, deadline: float | None, spent: Spent | None = None
+        self,
+        signature: Signature,
+        inputs: Tensors,
+        deadline: float | None,
+        spent: Spent | None = None,
+        priority: int = 0,
     ) -> asyncio.Future[Tensors]:
         self._fail_at("submit")
+        self.priorities.append(priority)
         assert self.held == 1
         self.submitted.append(inputs)
         answer: asyncio.Future[Tensors] = asyncio.get_running_loop().create_future()
@@ -111,6 +118,14 @@ class Setup:
 def setup() -> Setup:
     """A predictor among fakes."""
     return Setup()
+
+
+async def test_a_priority_reaches_the_batcher(setup: Setup):
+    """Alone, and with other signatures of one version; 0 where none is stated."""
+    await setup.ask(priority=1)
+    with setup.predictor.request(REF, "grpc-tfs") as request:
+        await request.predict_all(None, [lambda signatures: Decoded(DOUBLE, rows(1))])
+    assert setup.engine.priorities == [1, 0]
 
 
 async def test_a_request_is_answered_and_counted(setup: Setup):

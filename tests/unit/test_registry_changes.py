@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from service.batching.queue import Limits
 from service.batching.runner import ThreadRunner
+from service.batching.slo import SloPolicy
 from service.errors import FailedPrecondition, InvalidArgument, ModelLoadError, NotFound, Unavailable
 from service.metrics import Metrics
 from service.predictor import ModelRef
@@ -442,6 +443,25 @@ async def test_a_client_may_say_what_is_served(world: Make, tmp_path: Path):
         with pytest.raises(InvalidArgument, match="model 'm': a base_path below"):
             await w.registry.configure({"m": ModelConfig(path=path)})
     assert await w.ask(0) == 200.0
+
+
+async def test_a_goal_is_followed_as_it_changes(world: Make):
+    """A version batches to the goal of its config: from its load on, and to another or none without a new load."""
+    w = world({"m": ModelConfig(slo_ms=50)})
+    w.put("m/1")
+    await w.follow()
+
+    def goal_s() -> float | None:
+        batcher = w.registry._models["m"].versions[0].batcher
+        assert batcher is not None
+        policy = batcher.queue.policy
+        return policy.slo_s if isinstance(policy, SloPolicy) else None
+
+    assert goal_s() == 0.05
+    for slo_ms, expected in ((20.0, 0.02), (None, None), (None, None), (10.0, 0.01)):
+        await w.registry.configure({"m": ModelConfig(slo_ms=slo_ms)})
+        assert goal_s() == expected
+    assert w.loads == ["m/1"]
 
 
 async def test_nothing_changes_where_nothing_may(world: Make):

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc.aio import AioRpcError
 
-from service.errors import INTERNAL_ERROR, InvalidArgument, Overloaded
+from service.errors import INTERNAL_ERROR, InvalidArgument, KilnError, Overloaded
 from service.rpc import calls
 from service.rpc.asgi import GrpcApp
 from service.rpc.framing import frame
@@ -32,8 +32,12 @@ class Handlers:
         self.deadlines: list[float] = []
         self.waiting = asyncio.Event()
         self.cancelled = 0
-        services = Services({"/a/Echo": self.echo}, {"/a/Stream": self.stream}, HealthService(()))
+        self.failures: list[tuple[str, KilnError]] = []
+        services = Services({"/a/Echo": self.echo}, {"/a/Stream": self.stream}, HealthService(()), self.refused)
         self.app = GrpcApp(services, RpcOptions("", LIMIT, 30.0))
+
+    def refused(self, path: str, error: KilnError) -> None:
+        self.failures.append((path, error))
 
     async def echo(self, data: bytes, deadline: float) -> bytes:
         self.deadlines.append(deadline)

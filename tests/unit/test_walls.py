@@ -18,16 +18,18 @@ ORDER = (
     ("service.cli", "service.embedded"),
     ("service.inspection",),
     ("service.server",),
+    ("service.observers",),
     ("service.rest", "service.rpc"),
     ("service.examples", "service.extensions", "service.timing"),
     ("service.predictor",),
+    ("service.following",),
     ("service.registry",),
     ("service.batching",),
     ("service.runtime",),
     ("service.bounds",),
     ("service.tensors",),
     ("service.meaning",),
-    ("service.errors",),
+    ("service.errors", "service.batching_file"),
 )
 """The rooms from above to below; a room imports only those further down, and none beside it."""
 
@@ -44,11 +46,25 @@ INVERSIONS = {
 """Where the protocol stands above what fulfils it."""
 
 ASIDE = {
-    "service.metrics": {"service.server", "service.rest", "service.predictor", "service.registry"},
-    "service.settings": {"service.cli", "service.embedded", "service.inspection", "service.server"},
+    "service.metrics": {"service.server", "service.observers", "service.rest", "service.predictor", "service.registry"},
+    "service.settings": {
+        "service.cli",
+        "service.embedded",
+        "service.inspection",
+        "service.server",
+        "service.observers",
+    },
     "service.logs": {"service.cli", "service.embedded", "service.extensions"},
     "service.health": {"service.server"},
-    "service.trace_context": {"service.rest", "service.rpc", "service.timing", "service.predictor"},
+    "service.warm_cache": {"service.server"},
+    "service.trace_context": {
+        "service.rest",
+        "service.rpc",
+        "service.timing",
+        "service.predictor",
+        "service.following",
+        "service.logs",
+    },
     "service.shared_memory": {"service.server", "service.rest", "service.rpc"},
 }
 """What stands beside the rooms, and which of them are handed it."""
@@ -70,6 +86,7 @@ WALLS = {
     "ai_edge_litert": ("service/runtime/",),
     "prometheus_client": ("service/metrics.py", "service/tallies.py", "service/gauges.py"),
     "pynvml": ("service/gpus.py",),
+    "opentelemetry": ("service/following/tracing.py",),
     "fsspec": ("service/registry/store.py",),
     "aiohttp": ("service/registry/store.py",),
     "pydantic": (
@@ -92,11 +109,14 @@ WALLS = {
 }
 """Which package is known where."""
 
-LAZY = ("tensorflow", "keras", "openvino", "ai_edge_litert", "h5py", "fsspec", "aiohttp", "pynvml")
+LAZY = ("tensorflow", "keras", "openvino", "ai_edge_litert", "h5py", "fsspec", "aiohttp", "pynvml", "opentelemetry")
 """Packages that are imported in functions alone, so that they are not loaded in vain."""
 
 PURE = (
     "service/batching/queue.py",
+    "service/batching/slo.py",
+    "service/batching/curve.py",
+    "service/batching_file.py",
     "service/registry/policy.py",
     "service/registry/memory.py",
     "service/examples.py",
@@ -203,7 +223,7 @@ def test_what_models_need_is_imported_in_functions(package: str):
 def test_pure_modules_know_neither_clock_nor_loop_nor_thread():
     """The queue, the policy, the tensors, the errors and all codecs can be tested without waiting."""
     codecs = {each.path for each in imports() if each.path.endswith("_codec.py")}
-    assert len(codecs) == 12
+    assert len(codecs) == 13
     offences = [
         str(each)
         for each in imports()

@@ -1,0 +1,1 @@
+"""What follows requests to their end: spans, the access log, and the request log."""

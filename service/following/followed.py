@@ -1,0 +1,132 @@
+"""Requests that are followed to their end: traced, told of in the access log, or kept with their payload.
+
+Whether a request is followed is decided once, when it begins. Nothing is made for one that is not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from service.batching.queue import Spent
+from service.errors import Code
+from service.tensors import Signature, Tensors, count_rows
+from service.trace_context import Caller
+
+
+class SpanIds(NamedTuple):
+    """Where the span of a request is, or will be: its trace, itself, and the span that asked, 0 for none."""
+
+    trace_id: int
+    span_id: int
+    parent_id: int
+
+
+@dataclass(slots=True)
+class Asked:
+    """One question to a version, of which most requests have one: inputs, ``(rows, …)``, and outputs once answered."""
+
+    signature: Signature
+    inputs: Tensors
+    spent: Spent
+    outputs: Tensors | None = None
+
+
+@dataclass(slots=True)
+class Followed:
+    """One request that somebody wants to know of; the rest of it is there once it has ended.
+
+    `started`, `answered` and `ended` are in seconds of `time.monotonic`; `code` is None for success.
+    """
+
+    caller: Caller
+    ids: SpanIds | None
+    is_kept: bool
+    asked: list[Asked] = field(default_factory=list)
+    protocol: str = ""
+    model: str = ""
+    version: int | None = None
+    code: Code | None = None
+    started: float = 0.0
+    ended: float = 0.0
+    decode_s: float | None = None
+    answered: float | None = None
+
+    @property
+    def trace_id(self) -> str:
+        """Of the trace that Kiln records it in, else of its caller's own; 32 hexadecimal digits or empty."""
+        return f"{self.ids.trace_id:032x}" if self.ids else self.caller.trace_id
+
+    @property
+    def rows(self) -> int:
+        """Over all that it asked."""
+        return sum(count_rows(asked.signature, asked.inputs) for asked in self.asked)
+
+    def asks(self, signature: Signature, inputs: Tensors) -> Asked:
+        """Note what it asks a version; the batcher fills in what is spent on it."""
+        asked = Asked(signature, inputs, Spent(caller=self.caller, span=self.ids))
+        self.asked.append(asked)
+        return asked
+
+
+Tell = Callable[[Followed], None]
+"""Is told of a followed request once it has ended."""
+
+
+class Follower(Protocol):
+    """What follows a `share` of all requests; see `service.following.tracing` and `service.following.request_log`."""
+
+    share: float
+
+    def tell(self, followed: Followed) -> None:
+        """A request that it wanted has ended; costs no more than putting something in a queue."""
+
+
+class Following:
+    """Decides which requests are followed, and whom to tell of them."""
+
+    def __init__(self, trace: Follower | None = None, keep: Follower | None = None, access: Tell | None = None) -> None:
+        self._trace = trace
+        self._keep = keep
+        self._access = access
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether anything follows requests at all."""
+        return any((self._trace, self._keep, self._access))
+
+    @property
+    def trace_share(self) -> float | None:
+        """The share of requests without a trace of their own that are traced; None where none is."""
+        return None if self._trace is None else self._trace.share
+
+    def begin(self, caller: Caller) -> Followed | None:
+        """None for a request that nobody wants to know of.
+
+        A caller's ``traceparent`` decides whether it is traced; without one, chance.
+        """
+        is_traced = self._trace is not None and (
+            caller.is_sampled if caller.trace_id else random.random() < self._trace.share  # noqa: S311 - a sample
+        )
+        is_kept = self._keep is not None and random.random() < self._keep.share  # noqa: S311 - a sample
+        if not (is_traced or is_kept or self._access is not None):
+            return None
+        return Followed(caller, _span_ids(caller) if is_traced else None, is_kept)
+
+    def end(self, followed: Followed) -> None:
+        """Tell all who want to know."""
+        if self._trace is not None and followed.ids is not None:
+            self._trace.tell(followed)
+        if self._keep is not None and followed.is_kept and followed.code is None:
+            self._keep.tell(followed)
+        if self._access is not None:
+            self._access(followed)
+
+
+def _span_ids(caller: Caller) -> SpanIds:
+    own = random.getrandbits(64) or 1  # an id of 0 means none
+    if caller.trace_id:
+        return SpanIds(int(caller.trace_id, 16), own, int(caller.span_id, 16))
+    return SpanIds(random.getrandbits(128) or 1, own, 0)
