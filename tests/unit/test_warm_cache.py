@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.runtime.plan_record import ModelRecord, PlanCache
+from service.runtime.plan_record import PlanCache
+from service.runtime.records import ModelRecord
 from service.server import registry_options
 from service.settings import Settings, load_settings
 from service.warm_cache import link_warm_cache
