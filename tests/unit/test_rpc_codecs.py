@@ -45,7 +45,7 @@ def tfs_request(
     for size in shape:
         proto.tensor_shape.dim.add(size=size)
     proto.tensor_content = content
-    getattr(proto, tfs._VALUES[dtype]).extend(values)
+    getattr(proto, tfs.VALUES[dtype]).extend(values)
     return request
 
 
@@ -405,5 +405,5 @@ def test_bytes_that_are_no_message_are_refused_by_its_public_name(kind: Any, nam
 
 def test_every_type_has_its_list():
     """TensorFlow's tensors have a list for each type, the Open Inference Protocol's for all but half precision."""
-    assert set(tfs._VALUES) == {*NUMERIC, DataType.BYTES}
+    assert set(tfs.VALUES) == {*NUMERIC, DataType.BYTES}
     assert set(oip._CONTENTS) == set(WITH_CONTENTS)
