@@ -307,7 +307,8 @@ def _reason(error: Exception) -> str:
     """The line of Keras's text that says what was wrong, and what else may be behind it."""
     text = str(error).strip()
     inner = text.rpartition("Exception encountered: ")[2]
-    reason = next(iter((inner or text).splitlines()), "")
+    lines = [line for line in (inner or text).splitlines() if line.strip()]
+    reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     found = re.search(r"\b(jax|torch)\b", text, re.IGNORECASE)
     if found is not None:
         where = "" if found[0] in reason else f" (in code for {found[0]})"

@@ -33,7 +33,7 @@ def cell(piece_rows: int, *, pads: bool) -> tuple[Cell, list[int]]:
         (19, False, [8, 8, 3]),
     ],
 )
-def test_a_batch_of_any_size_is_answered(rows: int, pads: bool, runs: list[int]) -> None:  # noqa: FBT001
+def test_a_batch_of_any_size_is_answered(rows: int, pads: bool, runs: list[int]) -> None:
     """New plans may be put in use between a batch's padding and its run: it is padded anew, and cut again."""
     made, seen = cell(8, pads=pads)
     x = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
