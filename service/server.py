@@ -44,6 +44,7 @@ from service.runtime.devices import devices_for
 from service.runtime.memory import limit_bytes
 from service.runtime.model import LoadedModel, RuntimeOptions
 from service.runtime.parity import Tolerance
+from service.runtime.plan_record import usable_cores
 from service.runtime.planning import PlanningOptions
 from service.runtime.xla import keep_programs_in
 from service.settings import Settings
@@ -55,6 +56,8 @@ _LINGER_S = 0.3
 """After the last answer, how long connections stay open so that late requests are refused, not cut."""
 _GC_THRESHOLD = 20_000
 _READINESS_S = 0.5
+_MOST_FETCHES = 4
+"""Versions that are fetched or converted at once; a child that converts takes a core and 600 MB."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -286,6 +289,7 @@ def registry_options(settings: Settings) -> RegistryOptions:
         split_oversize=settings.oversize == "split",
         drain_s=settings.drain_s,
         parallel_loads=settings.parallel_loads,
+        parallel_fetches=min(usable_cores(), _MOST_FETCHES),
         explicit=settings.model_control == "explicit",
         fixed=settings.model_control == "none",
         root=str(settings.models),

@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import ModelLoadError
+from service.registry.exporting import export_model
 from service.registry.legacy import HARD_SIGMOID, modernise
 from service.registry.repository import Kind, Source
 from service.registry.scan import scan_file
 from service.runtime.warmup import WARM_UP_FILE
 
 _log = logging.getLogger("kiln.importer")
-_FORMAT = 2
+_FORMAT = 3
 """Part of the cache's key: raise it when what the importer writes changes."""
 _MODULE = "service.registry.importer"
 _MANIFEST = "kiln.json"
@@ -297,7 +298,7 @@ def _has_inputs(model: Any) -> bool:
 def _export(model: Any, target: Path) -> None:
     """Write the SavedModel, with each input named as its Input layer is."""
     try:
-        model.export(str(target), format="tf_saved_model", verbose=False)
+        export_model(model, target)
     except Exception as error:
         raise ModelLoadError(f"Keras cannot export it: {type(error).__name__}: {_reason(error)}") from error
 
@@ -306,7 +307,8 @@ def _reason(error: Exception) -> str:
     """The line of Keras's text that says what was wrong, and what else may be behind it."""
     text = str(error).strip()
     inner = text.rpartition("Exception encountered: ")[2]
-    reason = next(iter((inner or text).splitlines()), "")
+    lines = [line for line in (inner or text).splitlines() if line.strip()]
+    reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     found = re.search(r"\b(jax|torch)\b", text, re.IGNORECASE)
     if found is not None:
         where = "" if found[0] in reason else f" (in code for {found[0]})"

@@ -49,15 +49,21 @@ class Registry:
         self._is_closed = False
         """Whether a client has said what is to be served, so that nothing else is."""
         room = Room(self, metrics)
-        self._bench = Bench(options, metrics, asyncio.Semaphore(options.parallel_loads), room)
+        loading = asyncio.Semaphore(options.parallel_loads)
+        fetching = asyncio.Semaphore(max(options.parallel_loads, options.parallel_fetches))
+        self._bench = Bench(options, metrics, loading, room, fetching)
         self._tasks: set[asyncio.Task[None]] = set()
         self._note(repository)
 
     # Changes
 
     async def load_all(self) -> None:
-        """Bring in all that is wanted; no model that fails stops the rest."""
-        await self._reconcile(self._models.values())
+        """Bring in all that is wanted; no model that fails stops the rest.
+
+        Plans are looked for afterwards: it would hold up what is still to come, and be disturbed by it.
+        """
+        async with self._bench.planning:
+            await self._reconcile(self._models.values())
 
     async def watch(self) -> None:
         """Follow changes of the folder and of the configs until cancelled."""

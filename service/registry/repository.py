@@ -45,6 +45,11 @@ class Source:
     modified: float = field(default=0.0, compare=False)
     remote: str | None = None
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether it can be loaded as it lies there, without being fetched or converted."""
+        return self.kind is Kind.SAVED_MODEL and self.remote is None
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -43,12 +43,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all models share: how versions are brought in, where that is told, and how many may be at once."""
+    """What all models share: how versions are brought in, where that is told, and how many may be at once.
+
+    `fetching` is for what is done in other processes or elsewhere, `loading` for what this process does itself.
+    """
 
     options: RegistryOptions
     metrics: Metrics
     loading: asyncio.Semaphore
     room: Room
+    fetching: asyncio.Semaphore
     planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     clock: Callable[[], float] = time.monotonic
 
@@ -302,16 +306,24 @@ class ServedModel:
         version = Version(source, self._on_change)
         before = self._ready.get(source.version)
         self.versions.append(version)
-        async with self._bench.loading:
-            _log.info("loading %s", version.label)
-            with _thread(version) as loader:
-                await version.load(self.config, self._bench.options, self._bench.metrics, loader, self._bench.room)
+        await self._bring_in(version)
         if not version.is_ready:
             self._note_failure(version)
             return
         version.start_planning(self._bench.planning, self._bench.metrics)
         if before is not None:
             await self._unload(before)
+
+    async def _bring_in(self, version: Version) -> None:
+        """Fetch and convert, then load: what takes long to convert holds up nothing that is here as a SavedModel."""
+        bench = self._bench
+        async with contextlib.nullcontext() if version.source.is_at_hand else bench.fetching:
+            _log.info("loading %s", version.label)
+            with _thread(version) as loader:
+                await version.fetch(bench.options, loader)
+        async with bench.loading:
+            with _thread(version) as loader:
+                await version.load(self.config, bench.options, bench.metrics, loader, bench.room)
 
     def _note_failure(self, version: Version) -> None:
         number = version.source.version

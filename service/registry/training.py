@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import InvalidArgument, ModelLoadError
+from service.registry.exporting import export_model
 from service.registry.imports import Imported, ImportOptions, import_trained
 from service.registry.reference import answers_of_model
 from service.registry.repository import version_number
@@ -66,7 +67,7 @@ def _save(model: Any, work: Path, imports: Sequence[str]) -> Path:
     else:
         return file
     try:
-        model.export(str(folder))
+        export_model(model, folder)
     except Exception as error:
         raise ModelLoadError(f"it can be written neither as .keras ({reason}) nor as SavedModel ({error})") from error
     return folder

@@ -72,12 +72,13 @@ class Memory:
 class RegistryOptions:
     """How every version is batched, and how it is brought in.
 
-    `materialize` turns what lies in the repository into a SavedModel folder and `load` loads that;
-    both block. `drain_s` is the time that a version's requests get when another takes its place,
-    `retry_s` the wait before a version that failed is tried again, doubled each time. With
-    `explicit` models are loaded by request, with `fixed` nothing changes after the start. A client
-    may name places below `root` only. `labels` reads the names of the classes that a version tells
-    apart, and `meaning` what ``model.yaml`` says of it, raising `ModelLoadError`; both block too.
+    `materialize` turns what lies in the repository into a SavedModel folder, `parallel_fetches` at
+    once, and `load` loads that, `parallel_loads` at once; both block. `drain_s` is the time that a
+    version's requests get when another takes its place, `retry_s` the wait before a version that
+    failed is tried again, doubled each time. With `explicit` models are loaded by request, with
+    `fixed` nothing changes after the start. A client may name places below `root` only. `labels`
+    reads the names of the classes that a version tells apart, and `meaning` what ``model.yaml`` says
+    of it, raising `ModelLoadError`; both block too.
     """
 
     materialize: Callable[[Source], Path]
@@ -90,6 +91,7 @@ class RegistryOptions:
     drain_s: float = 60.0
     retry_s: float = 2.0
     parallel_loads: int = 1
+    parallel_fetches: int = 1
     explicit: bool = False
     fixed: bool = False
     root: str | None = None
@@ -119,6 +121,8 @@ class Version:
         self.held_bytes: dict[str, int] = {}
         self.last_used = time.monotonic()
         self._on_change = on_change
+        self._path: Path | None = None
+        self._start = 0.0
         self._planning: asyncio.Task[None] | None = None
         self._has_turn = False
         self._slo_ms: float | None = None
@@ -161,15 +165,23 @@ class Version:
         self.facts.since = time.time()
         self._on_change(self)
 
+    async def fetch(self, options: RegistryOptions, loader: Runner) -> None:
+        """``NEW`` → ``LOADING``, with a SavedModel on this disk, or ``FAILED`` with the reason; never raises."""
+        self._start = time.monotonic()
+        self.lifecycle.advance(State.LOADING)
+        try:
+            self._path = await result_of(loader, lambda: options.materialize(self.source))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this version's failure only
+            await self._fail(error, loader)
+
     async def load(
         self, config: ModelConfig, options: RegistryOptions, metrics: Metrics, loader: Runner, room: Room
     ) -> None:
-        """``NEW`` → ``READY``, or ``FAILED`` with the reason; never raises."""
-        start = time.monotonic()
+        """``LOADING`` → ``READY``, or ``FAILED`` with the reason; nothing if it was not fetched. Never raises."""
+        if (path := self._path) is None:
+            return
         self._slo_ms = config.slo_ms
-        self.lifecycle.advance(State.LOADING)
         try:
-            path = await result_of(loader, lambda: options.materialize(self.source))
             if (memory := options.memory) is not None:
                 needs = await result_of(loader, lambda: memory.needs(path, config))
                 limits = await result_of(loader, lambda: {name: memory.limit(name) for name in needs})
@@ -191,7 +203,7 @@ class Version:
         self.held_bytes = {name: use.kept_bytes for name, use in model.memory.items()}
         room.settle(self.source.model, self.source.version, self.held_bytes)
         warm_up_s = time.monotonic() - warm_up_start
-        self.facts.load_s = time.monotonic() - start
+        self.facts.load_s = time.monotonic() - self._start
         self._publish(model, options, metrics)
         _log.info(
             "%s is ready on %s: %s (plans %s; loaded in %.1f s, of which warm-up %.1f s)",

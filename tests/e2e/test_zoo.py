@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
 from functools import cache as cached
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,26 @@ import grpc
 import numpy as np
 import pytest
 import yaml
-from numpy.typing import NDArray
 
-from service.rpc._generated.inference import open_inference_pb2 as oip
-from service.rpc._generated.kiln.tensorflow.serving import serving_pb2 as tfs
-from service.tensors import DataType, data_type_of, pack_strings, unpack_raw
+from service.tensors import DataType
+from tests.e2e.asking import Arrays, Ask, Asking, Meant, assert_told, records_of
 from tests.e2e.conftest import CLIENTS, run_python
-from tests.e2e.process import MODELS, Server
-
-Arrays = dict[str, NDArray[Any]]
-Ask = Callable[[str, Arrays], Arrays]
+from tests.e2e.process import MODELS, ROOT, Server
+from tests.e2e.test_readme import run
 
 FOLDERS = sorted(folder.parent for folder in MODELS.glob("*/train.py"))
 MAX_FOLDER_BYTES = 5 << 20
 PARITY_ROWS = 16
 SCORE_ROWS = 256
 """Rows of one request while a metric is taken."""
-_TIMEOUT_S = 60
-_TYPES = {dtype.value: dtype for dtype in DataType}
-_NUMBERS = {dtype.number: dtype for dtype in DataType}
+VERSIONS = [(folder, int(each.name)) for folder in FOLDERS for each in folder.iterdir() if each.name.isdigit()]
+GALLERY = re.compile(r"^\| \[`([\w-]+)`\]\(models/[\w-]+\) \| .+? \| `(curl .+?)` \| `(.+?)`[^|]* \|$", re.MULTILINE)
+"""A row of the README's gallery: model, command, answer."""
 
+Direct = dict[tuple[Path, int], Arrays]
+each_version = pytest.mark.parametrize(
+    ("folder", "number"), VERSIONS, ids=[f"{folder.name}-{number}" for folder, number in VERSIONS]
+)
 each_model = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
@@ -51,93 +50,29 @@ def training(folder: Path) -> Any:
 
 @cached
 def held_out(folder: Path) -> tuple[Arrays, Any]:
-    return training(folder).held_out()  # type: ignore[no-any-return]
+    """Inputs by name, strings as the bytes that travel, and the truth."""
+    inputs, truth = training(folder).held_out()
+    return {name: _encoded(array) if array.dtype.kind == "O" else array for name, array in inputs.items()}, truth
+
+
+def _encoded(texts: Any) -> Any:
+    return np.vectorize(lambda text: text.encode() if isinstance(text, str) else text, otypes=[object])(texts)
+
+
+def meaning(folder: Path) -> Any:
+    return yaml.safe_load((folder / "model.yaml").read_text())
 
 
 def first_rows(folder: Path) -> Arrays:
     return {name: array[:PARITY_ROWS] for name, array in held_out(folder)[0].items()}
 
 
-def newest(folder: Path) -> Path:
-    """The version that is served."""
-    return max((each for each in folder.iterdir() if each.name.isdigit()), key=lambda each: int(each.name))
-
-
-@dataclass
-class Asking:
-    """The running server in each dialect: held-out inputs, ``(rows, …)`` by name, to outputs."""
-
-    server: Server
-    channel: grpc.Channel
-
-    def types(self, model: str) -> dict[str, DataType]:
-        """Types of the default signature's outputs, as the server declares them."""
-        metadata = self.server.get(f"/v2/models/{model}")[1]
-        return {output["name"]: _TYPES[output["datatype"]] for output in metadata["outputs"]}
-
-    def rest(self, model: str, inputs: Arrays) -> Arrays:
-        types = self.types(model)
-        values = {name: _as_json(array) for name, array in inputs.items()}
-        status, answer = self.server.predict({"inputs": values}, model)
-        assert status == 200, answer
-        outputs = answer["outputs"]
-        if len(types) == 1:
-            outputs = {next(iter(types)): outputs}
-        return {name: _from_json(outputs[name], dtype) for name, dtype in types.items()}
-
-    def open_inference(self, model: str, inputs: Arrays) -> Arrays:
-        request = oip.ModelInferRequest(model_name=model)
-        for name, array in inputs.items():
-            request.inputs.add(name=name, datatype=data_type_of(array).value, shape=array.shape)
-            request.raw_input_contents.append(pack_strings(array) if array.dtype.kind == "O" else array.tobytes())
-        call = self.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        answer = oip.ModelInferResponse.FromString(call(request.SerializeToString(), timeout=_TIMEOUT_S))
-        return {
-            output.name: unpack_raw(raw, _TYPES[output.datatype], tuple(output.shape), output.name)
-            for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
-        }
-
-    def tensorflow_serving(self, model: str, inputs: Arrays) -> Arrays:
-        request = tfs.PredictRequest(model_spec=tfs.ModelSpec(name=model))
-        for name, array in inputs.items():
-            proto: Any = request.inputs[name]
-            proto.dtype = data_type_of(array).number
-            for size in array.shape:
-                proto.tensor_shape.dim.add(size=size)
-            if array.dtype.kind == "O":
-                proto.string_val.extend(array.ravel())
-            else:
-                proto.tensor_content = array.tobytes()
-        call = self.channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
-        answer = tfs.PredictResponse.FromString(call(request.SerializeToString(), timeout=_TIMEOUT_S))
-        return {name: _from_proto(proto) for name, proto in answer.outputs.items()}
-
-
-def _as_json(array: NDArray[Any]) -> Any:
-    if array.dtype.kind != "O":
-        return array.tolist()
-    return np.vectorize(lambda item: {"b64": base64.b64encode(item).decode()}, otypes=[object])(array).tolist()
-
-
-def _from_json(values: Any, dtype: DataType) -> NDArray[Any]:
-    if dtype is not DataType.BYTES:
-        return np.array(values, dtype.numpy)
-    texts = np.array(values, object)
-    return np.vectorize(lambda text: text.encode(), otypes=[object])(texts)  # type: ignore[no-any-return]
-
-
-def _from_proto(proto: Any) -> NDArray[Any]:
-    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    dtype = _NUMBERS[proto.dtype]
-    if dtype is DataType.BYTES:
-        return np.array(list(proto.string_val), object).reshape(shape)
-    return np.frombuffer(proto.tensor_content, dtype.numpy).reshape(shape)
-
-
 @pytest.fixture(scope="module")
 def server(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """All of ``models/`` in one process, as ``make serve`` serves them."""
-    running = Server(MODELS, "--cache-dir", cache, log=tmp_path_factory.mktemp("zoo") / "log")
+    """All of ``models/`` in one process, as ``make serve`` serves them, and the older versions too."""
+    folder = tmp_path_factory.mktemp("zoo")
+    (folder / "models.yaml").write_text(yaml.safe_dump({"models": {"digits": {"versions": "all"}}}))
+    running = Server(*(MODELS, "--models-config", folder / "models.yaml", "--cache-dir", cache), log=folder / "log")
     try:
         running.wait_ready()
         yield running
@@ -153,17 +88,15 @@ def asking(server: Server) -> Iterator[Asking]:
 
 
 @pytest.fixture(scope="module")
-def direct(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Arrays]:
-    """What Keras, or the SavedModel's function, gives for the first held-out rows; asked once a model."""
-
-    @cached
-    def direct(folder: Path) -> Arrays:
-        path = tmp_path_factory.mktemp("direct") / "outputs.npz"
-        run_python(CLIENTS / "direct.py", folder, newest(folder), path, str(PARITY_ROWS))
-        with np.load(path, allow_pickle=True) as saved:
-            return dict(saved)
-
-    return direct
+def direct(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Path, int], Arrays]:
+    """What Keras, or the SavedModel's function, gives for the first held-out rows, by folder and version."""
+    target = tmp_path_factory.mktemp("direct")
+    run_python(CLIENTS / "direct.py", target, str(PARITY_ROWS), *(folder / str(number) for folder, number in VERSIONS))
+    answers = {}
+    for folder, number in VERSIONS:
+        with np.load(target / f"{folder.name}-{number}.npz", allow_pickle=True) as saved:
+            answers[folder, number] = dict(saved)
+    return answers
 
 
 def test_there_are_models():
@@ -195,12 +128,12 @@ def test_the_example_is_answered(asking: Asking, folder: Path):
     assert json.loads(body).get("predictions") or json.loads(body).get("outputs")
 
 
-@each_model
 @pytest.mark.parametrize("dialect", ["rest", "open_inference", "tensorflow_serving"])
-def test_answers_are_those_of_keras(asking: Asking, direct: Callable[[Path], Arrays], folder: Path, dialect: str):
+@each_version
+def test_answers_are_those_of_keras(asking: Asking, direct: Direct, folder: Path, number: int, dialect: str):
     """Held-out rows give what the model gives without a server: to the bit where the model is called exact."""
     ask: Ask = getattr(asking, dialect)
-    got, expected = ask(folder.name, first_rows(folder)), direct(folder)
+    got, expected = ask(Meant(folder.name, number), first_rows(folder)), direct[folder, number]
     assert got.keys() == expected.keys()
     for name, want in expected.items():
         if want.dtype.kind != "f" or training(folder).METRIC == "exact":
@@ -209,13 +142,25 @@ def test_answers_are_those_of_keras(asking: Asking, direct: Callable[[Path], Arr
             np.testing.assert_allclose(got[name], want, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@each_version
+def test_the_friendly_door_tells_what_keras_answers(asking: Asking, direct: Direct, folder: Path, number: int):
+    """Each held-out row as a record by field name, and the answer in the words of ``model.yaml``."""
+    answers, expected = asking.door(Meant(folder.name, number), records_of(first_rows(folder))), direct[folder, number]
+    told = meaning(folder).get("outputs", {})
+    for row, answer in enumerate(answers):
+        assert answer.keys() == expected.keys()
+        for name, want in expected.items():
+            assert_told(answer[name], want[row], told.get(name, {}))
+    assert len(answers) == PARITY_ROWS
+
+
 @each_model
 def test_the_goal_is_reached(asking: Asking, folder: Path):
     """The metric of the card, taken from what the server answers to everything held out."""
     inputs, truth = held_out(folder)
     rows = len(next(iter(inputs.values())))
     parts = [
-        asking.open_inference(folder.name, {name: array[at : at + SCORE_ROWS] for name, array in inputs.items()})
+        asking.open_inference(Meant(folder.name), {name: array[at : at + SCORE_ROWS] for name, array in inputs.items()})
         for at in range(0, rows, SCORE_ROWS)
     ]
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -227,21 +172,76 @@ def test_the_goal_is_reached(asking: Asking, folder: Path):
 
 @each_model
 def test_the_friendly_door_takes_the_example(asking: Asking, folder: Path):
-    """``POST /predict/{model}`` takes the record of ``model.yaml``; its answer names each output described there."""
-    meaning = yaml.safe_load((folder / "model.yaml").read_text())
-    body = json.dumps(meaning["example"]).encode()
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    status, answer = asking.server.request("POST", f"/predict/{folder.name}", body, headers)
-    assert status == 200, answer
-    assert set(meaning.get("outputs", {})) <= set(_keys(json.loads(answer)))
+    """``POST /predict/{model}`` takes the record of ``model.yaml``; its answer names each output."""
+    (answer,) = asking.door(Meant(folder.name), [meaning(folder)["example"]])
+    assert answer.keys() == asking.types(Meant(folder.name)).keys()
 
 
-def _keys(value: Any) -> Iterator[str]:
-    """Every key of a JSON value, at any depth."""
-    if isinstance(value, dict):
-        yield from value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _keys(part)
+def echoes(rows: int) -> dict[str, tuple[Arrays, Arrays]]:
+    """Inputs and outputs of each signature of `shapes` that gives back a type, with rows and without."""
+    made = {}
+    for name in training(MODELS / "shapes").ECHOES:
+        dtype = DataType("BYTES") if name == "string" else next(each for each in DataType if str(each.numpy) == name)
+        values = [b"no", "h\u00e9".encode()] if name == "string" else [0, 1]
+        x = np.array([values] * rows, dtype.numpy)
+        made[f"echo_{name}"] = ({"x": x}, {"y": x})
+        made[f"echo_scalar_{name}"] = ({"x": x[0, 1:].reshape(())}, {"y": x[0, 1:].reshape(())})
+    return made
+
+
+def forms() -> dict[str, tuple[Arrays, Arrays]]:
+    """Inputs and outputs, told by hand, of the other signatures of `shapes`."""
+    x = np.arange(48, dtype=np.float32)
+    a, b = x[:6].reshape(2, 3), x[:6].reshape(3, 2)
+    words = np.array([b"ja", b"nein"], object)
+    return {
+        "serving_default": ({"x": a}, {"y": 2 * a + 1}),
+        "scalar": ({"x": np.float32(20.5).reshape(())}, {"y": np.float32(42).reshape(())}),
+        "vector": ({"x": x[:4]}, {"reversed": x[3::-1], "sum": np.float32(6).reshape(())}),
+        "matrix": ({"x": a}, {"transposed": a.T}),
+        "product": ({"a": a, "b": b}, {"product": a @ b}),
+        "tensor4": ({"x": x.reshape(2, 3, 4, 2)}, {"channels_first": x.reshape(2, 3, 4, 2).transpose(0, 3, 1, 2)}),
+        "rows4": ({"x": x.reshape(4, 2, 3, 2)}, {"mirrored": x.reshape(4, 2, 3, 2)[:, :, ::-1]}),
+        "open": ({"x": x[None]}, {"largest": np.float32(47).reshape(())}),
+        "several": (
+            {"number": np.array([3, -4]), "flag": np.array([True, False]), "word": words},
+            {"half": np.array([1.5, -2.0]), "said": np.array([b"ja!", b"nein"], object)},
+        ),
+    }
+
+
+WITH_ROWS = ("serving_default", "rows4", "several")
+
+
+@pytest.mark.parametrize("dialect", ["rest", "open_inference", "tensorflow_serving", "door"])
+def test_every_signature_of_shapes(asking: Asking, dialect: str):
+    """Scalars to four dimensions, with rows and without, and each type: exact in each dialect."""
+    cases = forms() | echoes(3)
+    assert cases.keys() == asking.signatures(Meant("shapes")).keys()
+    for name, (inputs, expected) in cases.items():
+        meant = Meant("shapes", signature=name)
+        if dialect != "door":
+            got = getattr(asking, dialect)(meant, inputs)
+            assert got.keys() == expected.keys(), name
+            for output, want in expected.items():
+                np.testing.assert_array_equal(got[output], want, err_msg=f"{name}: {output}")
+            continue
+        batched = name in WITH_ROWS or (name.startswith("echo_") and "scalar" not in name)
+        records = records_of(inputs, batched=batched)
+        for answer, want in zip(asking.door(meant, records), records_of(expected, batched=batched), strict=True):
+            assert answer == want, name
+
+
+def test_embedder_has_two_signatures(asking: Asking):
+    """``embed`` gives the embedding of the default signature alone."""
+    rows = first_rows(MODELS / "embedder")
+    both = asking.open_inference(Meant("embedder"), rows)
+    for ask in (asking.rest, asking.open_inference, asking.tensorflow_serving):
+        alone = ask(Meant("embedder", signature="embed"), rows)
+        assert list(alone) == ["embedding"]
+        np.testing.assert_allclose(alone["embedding"], both["embedding"], rtol=1e-4, atol=1e-5)
+    for row, told in enumerate(asking.door(Meant("embedder", signature="embed"), records_of(rows))):
+        np.testing.assert_allclose(told["embedding"], both["embedding"][row], rtol=1e-4, atol=1e-5)
 
 
 def test_melody_beats_the_bigram_model():
@@ -261,6 +261,9 @@ def test_melody_is_generated_from_its_inputs_alone(asking: Asking):
         body = {"signature_name": "generate", "inputs": {name: array.tolist() for name, array in inputs.items()}}
         status, answer = asking.server.predict(body, "melody")
         assert status == 200, answer
+        told = asking.door(Meant("melody", signature="generate"), records_of(inputs))
+        for name, values in answer["outputs"].items():
+            assert [each[name]["values"] for each in told] == values
         return answer["outputs"]
 
     together = generate(asked)
@@ -269,15 +272,30 @@ def test_melody_is_generated_from_its_inputs_alone(asking: Asking):
     for row in range(4):
         alone = generate({name: array[row : row + 1] for name, array in asked.items()})
         assert alone == {name: [values[row]] for name, values in together.items()}
-    likeliest = asking.open_inference("melody", held)["next_note"][2].argmax()
+    likeliest = asking.open_inference(Meant("melody"), held)["next_note"][2].argmax()
     assert (together["pitch"][2][0], together["duration"][2][0]) == training(MODELS / "melody").note_of(likeliest)
 
 
+def gallery() -> list[tuple[str, str, str]]:
+    return GALLERY.findall((ROOT / "README.md").read_text())
+
+
+def test_the_gallery_has_each_model():
+    """One row for each folder, and no other."""
+    assert sorted(name for name, _, _ in gallery()) == [folder.name for folder in FOLDERS]
+
+
+@pytest.mark.parametrize(("command", "answer"), [pytest.param(*row[1:], id=row[0]) for row in gallery()])
+def test_the_gallery_as_it_stands(asking: Asking, command: str, answer: str):
+    """What is pasted from the README gives the answer beside it; ``…`` stands for what is left out."""
+    parts = [re.escape(part) for part in answer.split("…")]
+    assert re.fullmatch(".*".join(parts), run(command, asking.server).strip())
+
+
 def test_the_gallery_is_drawn_by_the_server(asking: Asking, tmp_path: Path):
-    """``models/gallery.py`` draws a picture of each model that it knows with what the running server answers."""
-    known = [name for name in ("digit-gan", "sunspots", "melody") if (MODELS / name).is_dir()]
-    url = f"http://127.0.0.1:{asking.server.rest_port}"
-    run_python(MODELS / "gallery.py", url, *known, "--folder", tmp_path)
-    pictures = {picture.stem: picture for picture in tmp_path.iterdir()}
-    assert sorted(pictures) == sorted(known)
-    assert all(picture.stat().st_size < 150_000 for picture in pictures.values())
+    """``models/gallery.py`` draws with what the running server answers; the README shows each picture."""
+    run_python(MODELS / "gallery.py", f"http://127.0.0.1:{asking.server.rest_port}", "--folder", tmp_path)
+    drawn = {picture.name: picture.stat().st_size for picture in tmp_path.iterdir()}
+    shown = re.findall(r"\]\(docs/gallery/(.+?)\)", (ROOT / "README.md").read_text())
+    assert sorted(drawn) == sorted(shown) == sorted(path.name for path in (ROOT / "docs" / "gallery").iterdir())
+    assert max(drawn.values()) < 150_000

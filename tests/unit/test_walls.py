@@ -69,7 +69,7 @@ ASIDE = {
 }
 """What stands beside the rooms, and which of them are handed it."""
 
-OPENERS = ("service/registry/importer.py", "service/registry/reference.py", "service/registry/training.py")
+OPENERS = tuple(f"service/registry/{name}.py" for name in ("exporting", "importer", "reference", "training"))
 """What opens Keras files in a child process, and what the process that trains calls."""
 
 WALLS = {

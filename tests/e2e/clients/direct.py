@@ -1,4 +1,4 @@
-"""What a model answers without a server: ``MODEL_FOLDER VERSION_FOLDER TARGET.npz ROWS``."""
+"""What models answer without a server: ``TARGET ROWS VERSION_FOLDER …``."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ def _answer(version: Path, inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: output.numpy() for name, output in outputs.items()}
 
 
-def main(folder: Path, version: Path, target: Path, rows: int) -> None:
-    """Write each output of the first held-out rows under its name."""
-    np.savez(target, **_answer(version, _held_out(folder, rows)))
+def main(target: Path, rows: int, versions: list[Path]) -> None:
+    """Write ``<model>-<version>.npz`` for each: the outputs of the first held-out rows under their names."""
+    for version in versions:
+        file = target / f"{version.parent.name}-{version.name}.npz"
+        np.savez(file, **_answer(version, _held_out(version.parent, rows)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), [Path(each) for each in sys.argv[3:]])
