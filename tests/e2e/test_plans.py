@@ -78,7 +78,7 @@ def test_plans_are_told_over_rest(start: Start, planned: Path) -> None:
     assert {m["rows"] for m in plans["measured"] if m["plan"] == "signature"} == {1, 8}
     assert plans["batch_difference"]["absolute"] < 1e-5
     assert server.metric("kiln_plan_info") >= 2
-    labels = 'model="digits",version="1",signature="serving_default",kind="absolute"'
+    labels = 'kind="absolute",model="digits",signature="serving_default",version="1"'
     assert server.metric(f"kiln_plan_batch_difference{{{labels}}}") == plans["batch_difference"]["absolute"]
     assert "openvino" in server.request("GET", "/status")[1].decode()
 
