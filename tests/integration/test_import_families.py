@@ -200,6 +200,8 @@ FAMILIES: dict[str, Build] = {
     " ".join(names): named(*names)
     for names in [("class", "x"), ("number of rooms",), ("a-b", "1st"), ("höhe", "y"), ("self", "y"), ("_x", "X", "x")]
 }
+
+
 def assert_served(keras_model: Any, folder: Path, inputs: Tensors, signature_name: str = "serving_default") -> None:
     """The SavedModel in `folder` takes `inputs` by their names, and answers as Keras does."""
     served = SavedModel(folder, "CPU:0")
