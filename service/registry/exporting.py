@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import keyword
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,34 @@ _STAND_IN = "kiln_input_{}"
 def export_model(model: Any, target: Path) -> None:
     """Write `model` to the folder `target`, as Keras's own ``export`` does, whatever its inputs are called.
 
-    An export makes a Python function with the inputs as parameters. Names that none can have, such as
-    ``from`` or ``number of rooms``, are written into the signatures afterwards. Raises whatever Keras does.
+    It answers as ``predict`` does: Keras itself leaves layers such as `RandomFlip` at work, whose
+    ``training`` is true unless something else is said. An export makes a Python function with the
+    inputs as parameters; names that none can have, such as ``from`` or ``number of rooms``, are written
+    into the signatures afterwards. Raises whatever Keras does.
     """
     own_names = [tensor.name for tensor in getattr(model, "inputs", None) or ()]
-    if are_parameters(own_names):
-        model.export(str(target), format="tf_saved_model", verbose=False)
-        return
-    stand_ins = {name: _STAND_IN.format(number) for number, name in enumerate(own_names)}
-    model.export(str(target), format="tf_saved_model", verbose=False, input_signature=_signature(model, stand_ins))
-    _rename(target / _SAVED_MODEL_FILE, {stand_in: name for name, stand_in in stand_ins.items()})
+    stand_ins = {}
+    if not are_parameters(own_names):
+        stand_ins = {name: _STAND_IN.format(number) for number, name in enumerate(own_names)}
+    signature = _signature(model, stand_ins) if stand_ins else None
+    with _at_inference(model):
+        model.export(str(target), format="tf_saved_model", verbose=False, input_signature=signature)
+    if stand_ins:
+        _rename(target / _SAVED_MODEL_FILE, {stand_in: name for name, stand_in in stand_ins.items()})
+
+
+@contextlib.contextmanager
+def _at_inference(model: Any) -> Iterator[None]:
+    """Meanwhile ``model.__call__``, which is what an export traces, says that nothing is being trained."""
+
+    def call(*inputs: Any) -> Any:
+        return type(model).__call__(model, *inputs, training=False)
+
+    vars(model)["__call__"] = call
+    try:
+        yield
+    finally:
+        del vars(model)["__call__"]
 
 
 def are_parameters(names: Sequence[str]) -> bool:
