@@ -72,7 +72,7 @@ class Cell:
 def bench(name: str, path: Path, plan_dir: Path) -> list[Cell]:
     """Plan one model and measure it."""
     tf = load_tensorflow()
-    options = RuntimeOptions(PlanningOptions(_MAX_ROWS, budget_s=240.0), plan_dir=plan_dir)
+    options = RuntimeOptions(PlanningOptions(_MAX_ROWS, budget_s=120.0), plan_dir=plan_dir)
     model = LoadedModel(path, options)
     model.warm_up()
     model.plan(lambda text: print(f"  {name}: {text}", file=sys.stderr))
