@@ -28,7 +28,7 @@ _ALIKE = 0.95
 """Plans within a twentieth count as equally fast: the one that takes less CPU time is chosen."""
 _WORTH_A_CHANGE = 0.97
 _WORTH_PIECES = 0.95
-_PIECE_S = 15e-6
+_PIECE_S = 60e-6
 """What cutting and joining costs a piece."""
 _WORTH_FUSING = 0.98
 _SHORT_S = 300e-6
