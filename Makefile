@@ -10,7 +10,7 @@ EXTRAS ?=
 BAKE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs load simulate models image image-test chart
+.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs bench-plans load simulate models image image-test chart
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -53,6 +53,9 @@ bench: setup  ## measure the server and print the table of load_tests/README.md
 
 bench-codecs: setup  ## measure the codecs alone: each dialect, form, type and size
 	$(BIN)/python -m load_tests.bench_codecs
+
+bench-plans: setup  ## measure the execution plans of eight models against each other
+	$(BIN)/python -m load_tests.bench_plans --json load_tests/results/plans.json --plot load_tests/results/plans.svg
 
 load: setup  ## start the server, ask it with Locust's users for a short while, write load_tests/results/load.html
 	$(BIN)/python -m load_tests.load --models $(MODELS)
