@@ -100,7 +100,7 @@ class FakeKerasModel:
     """What `load_model` gives back: `built` and `inputs` as given, and an export that may fail."""
 
     def __init__(self, *, built: bool = True, inputs: tuple[str, ...] = ("x",)) -> None:
-        self.built, self.inputs = built, inputs
+        self.built, self.inputs = built, [types.SimpleNamespace(name=name) for name in inputs]
         self.error: Exception | None = None
 
     def export(self, target: str, **options: Any) -> None:

@@ -290,7 +290,7 @@ class FakeKerasModel:
             raise self.error
         path.write_bytes(b"keras")
 
-    def export(self, path: str) -> None:
+    def export(self, path: str, **options: Any) -> None:
         if self.export_error:
             raise self.export_error
         Path(path).mkdir()

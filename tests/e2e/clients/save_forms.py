@@ -14,7 +14,7 @@ import tf_keras
 INPUT = np.random.default_rng(5).standard_normal((4, 3), dtype=np.float32)
 
 
-class Subclassed(keras.Model):
+class Subclassed(keras.Model):  # type: ignore[misc]
     """A model whose call is its own code."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Subclassed(keras.Model):
         return self.dense(x) + 1.0
 
 
-class Holder(tf.Module):
+class Holder(tf.Module):  # type: ignore[misc]
     """No Keras model, but something that holds a Keras layer."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Holder(tf.Module):
         self.layer = keras.layers.Dense(2)
         self.layer.build((None, 3))
 
-    @tf.function(input_signature=[tf.TensorSpec((None, 3), tf.float32, name="x")])
+    @tf.function(input_signature=[tf.TensorSpec((None, 3), tf.float32, name="x")])  # type: ignore[untyped-decorator]
     def __call__(self, x: Any) -> Any:
         return {"y": self.layer(x)}
 
@@ -111,7 +111,7 @@ FORMS: dict[str, tuple[Any, Any]] = {
 
 def main(folder: Path) -> None:
     """Write ``FOLDER/<form>/1`` for each form, and the answers to `INPUT`, which is there as ``x``."""
-    answers = {}
+    answers: dict[str, Any] = {}
     for name, (build, save) in FORMS.items():
         model = build()
         save(model, folder / name / "1")
