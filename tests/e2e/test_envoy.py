@@ -47,10 +47,11 @@ def channel(envoy: Server) -> Iterator[grpc.Channel]:
 
 
 def test_the_process_stays_the_same(envoy: Server):
-    """Envoy runs under the id that was started, with the models in it, and TensorFlow beside Envoy's own malloc."""
+    """Envoy runs under the id that was started, with the models in it, beside Envoy's own malloc."""
     mapped = envoy.mapped()
-    assert all(part in mapped for part in ("_bin/envoy", "_pyvoy", "libopenvino", "libtensorflow"))
-    assert "openvino" in envoy.get("/status")[1][0]["plans"]
+    assert all(part in mapped for part in ("_bin/envoy", "_pyvoy"))
+    assert any(part in mapped for part in ("libopenvino", "libtensorflow", "ai_edge_litert"))
+    assert envoy.get("/status")[1][0]["plans"]
 
 
 @pytest.mark.parametrize("client", ["triton_grpc.py", "tfserving_grpc.py"])
@@ -162,7 +163,7 @@ def test_stopped_while_models_load(start: Start, tmp_path: Path):
     assert server.exit_code(5.0) == 0, server.log
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
-    assert list(cache.iterdir()) == []
+    assert [path.name for path in cache.iterdir()] in ([], ["plans"])  # where programs go, with none in it
 
 
 def test_a_model_is_converted_in_the_child(start: Start, digits: Digits, tmp_path: Path):
