@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tests.e2e.process import MODELS, ROOT, Server, environment
+from tests.e2e.process import DIGITS, ROOT, Server, environment
 
 CHART = ROOT / "helm"
 CI_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -79,14 +79,14 @@ class Mounts:
     """The folders that a pod's container sees, below one of this machine."""
 
     def __init__(self, objects: Sequence[Object], workload: Object, folder: Path, *, cache: Path) -> None:
-        """The example models take the place of whatever models the pod has at /models, and `cache` that of /cache."""
+        """An example model takes the place of whatever models the pod has at /models, and `cache` that of /cache."""
         self._places: dict[str, Path] = {}
         volumes = {each["name"]: each for each in workload["spec"]["template"]["spec"]["volumes"]}
         mounts = container_of(workload)["volumeMounts"]
         for mount in mounts:
             self._places[mount["mountPath"]] = folder / mount["mountPath"].strip("/")
         self._places |= {"/models": folder / "models", "/cache": cache}
-        shutil.copytree(MODELS, self._places["/models"])
+        shutil.copytree(DIGITS, self._places["/models"] / "digits" / "1")
         for mount in mounts:
             self._fill(volumes[mount["name"]], self._places[mount["mountPath"]], objects)
 

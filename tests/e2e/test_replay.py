@@ -37,7 +37,7 @@ def test_what_was_asked_is_asked_again(tmp_path: Path):
     assert [line["code"] for line in access] == ["ok", "ok", "ok", "invalid_argument"]
     assert access[-1]["request_id"] == "r-1"
     assert "secret" not in first.log
-    (path,) = folder.glob("digits/1/requests-*.tfrecord")
+    (path,) = folder.glob("digits/*/requests-*.tfrecord")
     second = Server(MODELS / "digits", *plain, log=tmp_path / "second.log")
     try:
         second.wait_ready()
