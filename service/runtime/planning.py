@@ -357,6 +357,7 @@ def main() -> int:
         Path("/proc/self/oom_score_adj").write_text("1000")
     request = _ADAPTER.validate_json(sys.stdin.readline())
     _end_with_parent(sys.stdin)
+    Path(request.programs_dir).mkdir(parents=True, exist_ok=True)
     keep_programs_in(Path(request.programs_dir))
     load_tensorflow()
     output = os.fdopen(os.dup(1), "w", buffering=1)

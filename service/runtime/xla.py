@@ -30,7 +30,6 @@ def keep_programs_in(folder: Path) -> None:
 
     Programs are found there again by what was compiled and for which machine.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if "tf_xla_persistent_cache" not in os.environ.get("TF_XLA_FLAGS", ""):
         flags = f"{os.environ.get('TF_XLA_FLAGS', '')} {_CACHE_FLAGS.format(folder)}"
         os.environ["TF_XLA_FLAGS"] = flags.strip()

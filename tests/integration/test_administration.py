@@ -196,6 +196,7 @@ async def test_the_status_of_everything(kiln: Kiln):
         "memory_bytes": 0,
         "rows": 2,
         "left_out": "",
+        "batch_difference": 0.0,
     }
 
 
@@ -214,6 +215,7 @@ async def test_grpc_tells_the_status_with_the_metadata(kiln: Kiln):
         "plans": "none",
         "memory_bytes": "0",
         "rows": "0",
+        "batch_difference": "0.0",
     }
 
 

@@ -164,7 +164,7 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         load_settings({"models": "m"}).model_dump_json(), "127.0.0.1", 1, sys.path, sys.executable, str(Path.cwd()), {}
     )
     monkeypatch.setenv("KILN_EMBEDDED", json.dumps(here.__dict__))
-    monkeypatch.setattr("service.logs.configure", lambda *_: None)
+    monkeypatch.setattr("service.logs.configure", lambda *_, **__: None)
     sys.modules.pop("service.embedded", None)
     module: Any = importlib.import_module("service.embedded")
     module.exits, module.signals = asyncio.Queue(), queue.SimpleQueue()
