@@ -307,7 +307,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings that ``kiln serve`` comes to; it serves nothing."""
     settings: list[Settings] = []
     monkeypatch.setattr(server, "run", settings.append)
-    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
     return settings
 
 

@@ -65,7 +65,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> type[FakeServed]:
     monkeypatch.setattr(imports, "answers_of_file", lambda path, batches, **options: keras_says(batches))
     monkeypatch.setattr(FakeServed, "error", None)
     monkeypatch.setattr(FakeServed, "closed", 0)
-    monkeypatch.setattr(logs, "configure", lambda level, form: None)
+    monkeypatch.setattr(logs, "configure", lambda level, form, **_: None)
     for name in ("KILN_MODELS", "KILN_IMPORTS", "KILN_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return FakeServed
