@@ -416,7 +416,11 @@ def test_metrics_that_are_named_are_there():
     """Scalers, rules and dashboards ask for metrics that Kiln has."""
     known = set()
     for family in Metrics().registry.collect():
-        endings = {"counter": ("_total",), "summary": ("_sum", "_count"), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
+        endings = {
+            "counter": ("_total",),
+            "summary": ("_sum", "_count"),
+            "histogram": ("_bucket", "_sum", "_count"),
+        }.get(family.type, ("",))
         known |= {family.name + ending for ending in endings}
     files = [*(CHART / "rules").glob("*.yaml"), *(CHART / "dashboards").glob("*.json")]
     text = "\n".join(path.read_text() for path in (*files, CHART / "templates" / "scaling.yaml", CHART / "README.md"))
