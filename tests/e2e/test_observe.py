@@ -172,8 +172,11 @@ def test_the_rules_are_evaluated(observed: Observed):
     noticed = {rule["name"] for rule in rules() if rule["type"] == "alerting" and rule["state"] != "inactive"}
     assert "KilnModelFailed" in noticed
     assert noticed & {"KilnQueueSaturated", "KilnPlanFellBack", "KilnMemoryNearBudget", "KilnNotReady"} == set()
-    ratios = observed.prometheus.query("kiln:failed_requests:ratio_rate5m")
-    assert [labels["model"] for labels, _ in ratios] == ["digits"]
+
+    def with_a_ratio() -> list[str]:
+        return [labels["model"] for labels, _ in observed.prometheus.query("kiln:failed_requests:ratio_rate5m")]
+
+    wait_for(lambda: with_a_ratio() == ["digits"], "the ratio of failed requests", SCRAPED_S)
 
 
 def test_promtool_finds_nothing_wrong_with_the_page(observed: Observed):

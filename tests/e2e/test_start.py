@@ -20,7 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from tests.e2e.conftest import Digits, Start
-from tests.e2e.process import DIGITS, ROOT, Server, command, environment
+from tests.e2e.process import DIGITS, ROOT, START_S, Server, command, environment, wait_for
 
 MODEL_FILE = DIGITS / "model.keras"
 _HEAVY = ("tensorflow", "keras", "openvino", "grpc", "fastapi", "uvicorn", "numpy", "pydantic")
@@ -99,6 +99,7 @@ def test_a_broken_model_beside_a_good_one(start: Start, digits: Digits, tmp_path
     status, answer = server.predict({"instances": digits.images[:3].tolist()})
     assert status == 200
     np.testing.assert_allclose(answer["predictions"], digits.probabilities[:3], rtol=0, atol=1e-4)
+    wait_for(lambda: server.metric("kiln_model_failed") == 2, "both have failed", START_S)
     for name, version, reason in (
         ("broken", "1", "the .keras file is damaged: File is not a zip file"),
         (
