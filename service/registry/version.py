@@ -288,14 +288,13 @@ class Version:
 
 
 class VersionHandle:
-    """A READY version held for one request."""
+    """A version held for one request, whose lifecycle has counted it."""
 
     __slots__ = ("_batcher", "_owner", "model", "signatures", "version")
 
     def __init__(self, version: Version) -> None:
         assert version.model is not None
         assert version.batcher is not None
-        version.lifecycle.acquire()
         self.model = version.source.model
         self.version = version.source.version
         self.signatures: Mapping[str, Signature] = version.model.signatures
