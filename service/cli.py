@@ -184,7 +184,7 @@ def _serve(flags: dict[str, Any]) -> int:
     from service.errors import KilnError
     from service.server import run
 
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, "engine" if settings.frontends else "")
     try:
         run(settings)
     except (KilnError, OSError) as error:

@@ -10,12 +10,17 @@ _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, and the exception if any."""
+    """One JSON object a line: time (UTC), level, process if there are several, logger, message, exception if any."""
+
+    def __init__(self, process: str = "") -> None:
+        super().__init__()
+        self._process = {"process": process} if process else {}
 
     def format(self, record: logging.LogRecord) -> str:
         event = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
+            **self._process,
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -24,13 +29,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(event)
 
 
-def configure(level: str, form: str) -> None:
-    """Send all logs to stderr at `level`, as ``console`` or ``json`` lines."""
+def configure(level: str, form: str, process: str = "") -> None:
+    """Send all logs to stderr at `level`, as ``console`` or ``json`` lines, which name `process` if it is given."""
     handler = logging.StreamHandler()
     if form == "json":
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(JsonFormatter(process))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)-15s %(message)s", "%H:%M:%S"))
+        which = f"{process:11} " if process else ""
+        form = f"%(asctime)s %(levelname)-7s {which}%(name)-15s %(message)s"
+        handler.setFormatter(logging.Formatter(form, "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("kiln").setLevel(level.upper())
     for name in _UVICORN:

@@ -75,7 +75,7 @@ class Catalogue(ABC, Generic[V]):
 
         OpenVINO Model Server's clients send 0 when they mean the latest version.
         """
-        if ref.version != 0 or ((model := self.routes.get(ref.name)) is not None and model.has(0)):
+        if ref.version != 0 or ((model := self.routes.get(ref.name)) is not None and 0 in model.numbers):
             return ref
         return ModelRef(ref.name, None, ref.label)
 

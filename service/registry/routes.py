@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Generic, TypeVar
 
 from service.errors import InvalidArgument, NotFound, Unavailable
@@ -28,13 +28,19 @@ class Routes(ABC, Generic[V]):
     """The highest READY version."""
     _ready: dict[int, V]
 
+    @property
+    def ready(self) -> Mapping[int, V]:
+        """The READY versions by number."""
+        return self._ready
+
     @abstractmethod
     def statuses(self) -> list[VersionStatus]:
         """Every version that is known, newest first."""
 
+    @property
     @abstractmethod
-    def has(self, number: int) -> bool:
-        """Whether there is such a version, on disk or loaded, whatever its state."""
+    def numbers(self) -> Collection[int]:
+        """Of all versions that are there, on disk or loaded, whatever their state."""
 
     @property
     @abstractmethod

@@ -59,7 +59,7 @@ class Bench:
     loading: asyncio.Semaphore
     room: Room
     planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
-    follower: Follower = field(default_factory=lambda: Follower())
+    follower: Follower = field(default_factory=Follower)
     clock: Callable[[], float] = time.monotonic
 
 
@@ -136,9 +136,10 @@ class ServedModel(Routes[Version]):
         is_retry = failure is not None and failure.fingerprint == version.source.fingerprint
         return number not in self._ready and (not is_retry or version.lifecycle.state is State.FAILED)
 
-    def has(self, number: int) -> bool:
-        """Whether there is such a version, on disk or loaded, whatever its state."""
-        return number in self.sources or number in self.problems or number in self._ready
+    @property
+    def numbers(self) -> set[int]:
+        """See `Routes.numbers`."""
+        return {*self.sources, *self._ready, *(number for number in self.problems if number is not None)}
 
     def failure_of(self, number: int) -> str:
         """Why the latest attempt to load a version failed; ``""`` if it did not."""

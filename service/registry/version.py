@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,6 +30,7 @@ from service.runtime.plan_record import SignatureRecord
 from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.registry")
+_KEYS = itertools.count(1)
 
 
 class Model(BatchModel, Protocol):
@@ -110,6 +112,8 @@ class Version:
 
     def __init__(self, source: Source, on_change: Callable[[Version], None]) -> None:
         self.source = source
+        self.key = next(_KEYS)
+        """A number that no other version of this process has: one whose files were replaced has another."""
         self.lifecycle = Lifecycle(source.model, source.version, lambda _: self._changed())
         self.model: Model | None = None
         self.batcher: Batcher | None = None
