@@ -27,6 +27,7 @@ _READ_BYTES = 2**18
 _MOST_WAITING_BYTES = 2**26
 """So much unread on its socket, and the other side counts as gone."""
 _DESCRIPTORS = 8
+_OF_CALLERS = frozenset(map(int, (Kind.REQUEST, Kind.ANSWER, Kind.ERROR, Kind.CANCEL, Kind.RELEASE)))
 
 
 class Peer(Protocol):
@@ -59,6 +60,7 @@ class Channel:
         self._is_flush_planned = False
         self._is_blocked = False
         self._told_position = 0
+        self._most_untold_bytes = inbox.size_bytes // 4
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -108,9 +110,12 @@ class Channel:
             self._loop.call_soon(self._flush)
 
     def take(self, block: Block) -> Any:
-        """See `Inbox.take`; the other side is told that the ring is free up to there."""
+        """See `Inbox.take`; the other side is told that the ring is free up to there.
+
+        With the next frames that go there anyway, if the ring has room until then.
+        """
         taken = self.inbox.take(block, self._descriptor)
-        if not self._is_flush_planned and self.inbox.position != self._told_position:
+        if self.inbox.position - self._told_position > self._most_untold_bytes and not self._is_flush_planned:
             self._is_flush_planned = True
             self._loop.call_soon(self._flush)
         return taken
@@ -187,7 +192,9 @@ class Channel:
 
     def _hand_on(self, got: Frame) -> None:
         assert self._peer is not None
-        if got.kind == Kind.FREED:
+        if got.kind in _OF_CALLERS:
+            self._peer.on_frame(got)
+        elif got.kind == Kind.FREED:
             try:
                 self.outbox.ring.free(got.number)
             except ValueError as error:
@@ -197,7 +204,7 @@ class Channel:
         elif got.kind == Kind.RESULT:
             self._settle(got)
         else:
-            self._peer.on_frame(got)
+            raise CorruptFrame(f"there are no frames of kind {got.kind}")
 
     def _end(self, reason: str) -> None:
         assert self._peer is not None

@@ -20,6 +20,8 @@ MAX_FRAME_BYTES = 2**28
 _HEAD = struct.Struct("<IBBHQ")  # length, kind, where the block is, flags, number
 _REQUEST = struct.Struct("<QdQQ")  # version, deadline, position and size of the block
 _ANSWER = struct.Struct("<dddQQQ")  # queue, fuse, compute, rows; position and size of the block
+_WHOLE_REQUEST = struct.Struct("<IBBHQQdQQ")  # head and all of that
+_WHOLE_ANSWER = struct.Struct("<IBBHQdddQQQ")
 _RETRY = struct.Struct("<d")
 _IS_NAMED = 1
 _ERRORS: dict[str, type[KilnError]] = {
@@ -56,6 +58,11 @@ class Place(IntEnum):
     RING = 1
     SEGMENT = 2
     """In a memory object of its own, whose descriptor comes with the frame."""
+
+
+REQUEST, ANSWER = int(Kind.REQUEST), int(Kind.ANSWER)
+"""Plain numbers where each request passes: looking one up in an enumeration takes longer than comparing it."""
+_PLACES: dict[int, Place] = {place.value: place for place in Place}
 
 
 class Frame(NamedTuple):
@@ -126,33 +133,39 @@ def frame(kind: Kind, number: int, body: bytes = b"", *, place: Place = Place.NO
 
 def encode_request(number: int, asked: Asked) -> bytes:
     """The frame of a request, which its answer and its cancellation name by `number`."""
-    place, position, size_bytes = asked.block
-    deadline = math.inf if asked.deadline is None else asked.deadline
-    body = _REQUEST.pack(asked.version, deadline, position, size_bytes) + asked.layout
-    return frame(Kind.REQUEST, number, body, place=place, flags=_IS_NAMED * asked.is_named)
+    version, deadline, is_named, (place, position, size_bytes), layout = asked
+    length = _WHOLE_REQUEST.size + len(layout)
+    due = math.inf if deadline is None else deadline
+    head = (length, REQUEST, place, _IS_NAMED * is_named, number)
+    return _WHOLE_REQUEST.pack(*head, version, due, position, size_bytes) + layout
 
 
 def decode_request(got: Frame) -> Asked:
     """The inverse of `encode_request`; `CorruptFrame` if it cannot be one."""
-    _check(got, _REQUEST.size)
-    version, deadline, position, size_bytes = _REQUEST.unpack_from(got.body)
-    block = Block(_place(got.place), position, size_bytes)
-    is_named = bool(got.flags & _IS_NAMED)
-    return Asked(version, None if deadline == math.inf else deadline, is_named, block, got.body[_REQUEST.size :])
+    _, place, flags, _, body = got
+    try:
+        version, deadline, position, size_bytes = _REQUEST.unpack_from(body)
+        block = Block(_PLACES[place], position, size_bytes)
+    except (struct.error, KeyError):
+        raise _corrupt(got) from None
+    return Asked(version, None if deadline == math.inf else deadline, bool(flags), block, body[_REQUEST.size :])
 
 
 def encode_answer(number: int, answered: Answered) -> bytes:
     """The frame of an answer to the request `number`."""
     spent, (place, position, size_bytes), layout = answered
-    body = _ANSWER.pack(spent.queue_s, spent.fuse_s, spent.compute_s, spent.rows, position, size_bytes) + layout
-    return frame(Kind.ANSWER, number, body, place=place)
+    length = _WHOLE_ANSWER.size + len(layout)
+    times = (spent.queue_s, spent.fuse_s, spent.compute_s, spent.rows)
+    return _WHOLE_ANSWER.pack(length, ANSWER, place, 0, number, *times, position, size_bytes) + layout
 
 
 def decode_answer(got: Frame) -> Answered:
     """The inverse of `encode_answer`; `CorruptFrame` if it cannot be one."""
-    _check(got, _ANSWER.size)
-    queue_s, fuse_s, compute_s, rows, position, size_bytes = _ANSWER.unpack_from(got.body)
-    block = Block(_place(got.place), position, size_bytes)
+    try:
+        queue_s, fuse_s, compute_s, rows, position, size_bytes = _ANSWER.unpack_from(got.body)
+        block = Block(_PLACES[got.place], position, size_bytes)
+    except (struct.error, KeyError):
+        raise _corrupt(got) from None
     return Answered(Spent(queue_s, fuse_s, compute_s, rows), block, got.body[_ANSWER.size :])
 
 
@@ -165,20 +178,14 @@ def encode_error(number: int, error: KilnError) -> bytes:
 
 def decode_error(got: Frame) -> KilnError:
     """The inverse of `encode_error`; of a class that is not known here, `Internal`."""
-    _check(got, _RETRY.size)
-    (retry_after_s,) = _RETRY.unpack_from(got.body)
-    name, _, text = got.body[_RETRY.size :].decode(errors="surrogatepass").partition("\0")
+    try:
+        (retry_after_s,) = _RETRY.unpack_from(got.body)
+        name, _, text = got.body[_RETRY.size :].decode(errors="surrogatepass").partition("\0")
+    except (struct.error, UnicodeDecodeError):
+        raise _corrupt(got) from None
     kind = _ERRORS.get(name, Internal)
     return Overloaded(text, retry_after_s) if kind is Overloaded else kind(text)
 
 
-def _check(got: Frame, size_bytes: int) -> None:
-    if len(got.body) < size_bytes:
-        raise CorruptFrame(f"{size_bytes} bytes expected in a frame of kind {got.kind}, got {len(got.body)}")
-
-
-def _place(number: int) -> Place:
-    try:
-        return Place(number)
-    except ValueError:
-        raise CorruptFrame(f"no block can be at place {number}") from None
+def _corrupt(got: Frame) -> CorruptFrame:
+    return CorruptFrame(f"no frame of kind {got.kind} has {len(got.body)} bytes and its block at place {got.place}")

@@ -35,6 +35,8 @@ _HEAD = struct.Struct("<HH")  # place of the signature among the version's, numb
 _TENSOR = struct.Struct("<HBBxxxxQ")  # place of its specification, type, dimensions, bytes; then the sizes
 _MOST_KNOWN = 1024
 """Layouts that are remembered: callers choose the shapes."""
+_SMALL_BYTES = 2**16
+"""Arrays smaller than this are copied twice in less time than it takes to make a view."""
 
 
 class Slot(NamedTuple):
@@ -130,25 +132,27 @@ def put(buffer: mmap, at: int, written: Written) -> None:
         start = at + offset
         if isinstance(part, bytes):
             buffer[start : start + len(part)] = part
-        elif part.size:
-            np.frombuffer(buffer, part.dtype, part.size, start)[...] = part.reshape(-1)
+        elif part.nbytes < _SMALL_BYTES:
+            buffer[start : start + part.nbytes] = part.tobytes()
+        else:
+            np.ndarray(part.shape, part.dtype, buffer, start)[...] = part
 
 
 def get(block: bytes | mmap, layout: Layout, specs: Sequence[TensorSpec]) -> Tensors:
-    """The tensors of a block under the names of `specs`: views on it, but for strings.
+    """The tensors of a block, which is as large as its layout says, under the names of `specs`.
+
+    They are views on it, but for strings.
 
     Raises:
         CorruptFrame: `layout` has more tensors than there are specifications, or strings are cut short.
     """
-    tensors = {}
+    tensors: Tensors = {}
     try:
         for spec, dtype, shape, offset, size_bytes in layout.slots:
             if dtype is DataType.BYTES:
                 array = unpack_raw(block[offset : offset + size_bytes], dtype, shape, specs[spec].name)
-            elif size_bytes:
-                array = np.frombuffer(block, dtype.numpy, size_bytes // dtype.numpy.itemsize, offset).reshape(shape)
             else:
-                array = np.empty(shape, dtype.numpy)
+                array = np.ndarray(shape, dtype.numpy, block, offset)
             tensors[specs[spec].name] = array
     except (IndexError, InvalidArgument) as error:
         raise CorruptFrame(f"tensors that do not fit their layout: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
@@ -12,6 +13,7 @@ from service.batching.queue import Spent
 from service.errors import INTERNAL_ERROR, Internal, KilnError, Unavailable
 from service.frontend.channel import Channel
 from service.frontend.frames_codec import (
+    REQUEST,
     Answered,
     Asked,
     CorruptFrame,
@@ -78,6 +80,8 @@ class Link:
         self._center = center
         self._owner = owner
         self._layouts = LayoutReader()
+        self._context = contextvars.copy_context()
+        """Of all callbacks: a copy for each request would cost as much as its callback."""
         self._running: dict[int, asyncio.Future[Tensors]] = {}
         self._known: Collection[int] = ()
         self._leases: dict[int, Served] = {}
@@ -116,7 +120,7 @@ class Link:
 
     def on_frame(self, got: Frame) -> None:
         """See `Peer`."""
-        if got.kind == Kind.REQUEST:
+        if got.kind == REQUEST:
             self._take(got.number, decode_request(got))
         elif got.kind == Kind.CANCEL:
             if (running := self._running.get(got.number)) is not None:
@@ -184,13 +188,15 @@ class Link:
             self._refuse(number, error)
             return
         try:
-            answer = asyncio.ensure_future(handle.submit(signature, inputs, asked.deadline, spent))
+            submitted = handle.submit(signature, inputs, asked.deadline, spent)
+            answer = submitted if isinstance(submitted, asyncio.Future) else asyncio.ensure_future(submitted)
         except Exception as error:  # noqa: BLE001 - whatever it is, its caller is told
             handle.release()
             self._refuse(number, error)
             return
         self._running[number] = answer
-        answer.add_done_callback(partial(self._done, number, handle, served.writers[layout.signature], spent))
+        done = partial(self._done, number, handle, served.writers[layout.signature], spent)
+        answer.add_done_callback(done, context=self._context)
 
     def _done(
         self, number: int, handle: Handle, writer: LayoutWriter, spent: Spent, answer: asyncio.Future[Tensors]

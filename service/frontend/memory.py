@@ -61,7 +61,7 @@ class Inbox:
         """`descriptor` is of a memory object of `ring_bytes`; it stays the caller's."""
         self.position = 0
         """Up to here the ring has been read."""
-        self._size_bytes = ring_bytes
+        self.size_bytes = ring_bytes
         self._buffer = mmap.mmap(descriptor, ring_bytes)
 
     def take(self, block: Block, descriptor: Callable[[], int]) -> bytes | mmap.mmap:
@@ -73,18 +73,19 @@ class Inbox:
         Raises:
             CorruptFrame: there can be no such block.
         """
-        if block.place is Place.RING:
-            start = block.position % self._size_bytes
-            if block.position < self.position or start + block.size_bytes > self._size_bytes:
-                raise CorruptFrame(f"{self!r} cannot have {block}")
-            self.position = block.position + aligned(block.size_bytes)
-            return self._buffer[start : start + block.size_bytes]
-        if block.place is Place.NOWHERE:
+        place, position, size_bytes = block
+        if place is Place.RING:
+            start = position % self.size_bytes
+            if position < self.position or start + size_bytes > self.size_bytes:
+                raise CorruptFrame(f"a ring of {self.size_bytes} bytes, read up to {self.position}, has no {block}")
+            self.position = position + aligned(size_bytes)
+            return self._buffer[start : start + size_bytes]
+        if place is Place.NOWHERE:
             raise CorruptFrame("a block expected, got none")
         given = descriptor()
         try:
-            return mmap.mmap(given, block.size_bytes)
+            return mmap.mmap(given, size_bytes)
         except (OSError, ValueError) as error:
-            raise CorruptFrame(f"a segment of {block.size_bytes} bytes cannot be mapped: {error}") from None
+            raise CorruptFrame(f"a segment of {size_bytes} bytes cannot be mapped: {error}") from None
         finally:
             os.close(given)

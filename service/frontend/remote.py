@@ -16,6 +16,7 @@ from service.batching.statistics import VersionStatistics
 from service.errors import KilnError, Overloaded, Unavailable
 from service.frontend.channel import Channel
 from service.frontend.frames_codec import (
+    ANSWER,
     Asked,
     CorruptFrame,
     Frame,
@@ -270,7 +271,7 @@ class RemoteEngine(Catalogue[RemoteVersion]):
         waiting = self._waiting.get(got.number)
         if waiting is not None and waiting.answer.done():
             waiting = None
-        if got.kind == Kind.ANSWER:
+        if got.kind == ANSWER:
             answered = decode_answer(got)
             block = self._channel.take(answered.block)  # also if nobody waits: the ring is read in order
             if waiting is not None:
