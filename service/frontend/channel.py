@@ -87,7 +87,8 @@ class Channel:
         self._waiting.clear()
         for call in self._calls.values():
             if not call.done():
-                call.set_exception(Unavailable("the server's processes have lost each other"))
+                call.set_exception(_lost())
+                call.exception()  # retrieved: nobody need wait for it
         for task in self._tasks:
             task.cancel()
 
@@ -220,7 +221,8 @@ class Channel:
         number = next(self._numbers)
         future: asyncio.Future[Any] = self._loop.create_future()
         if not self.is_open:
-            future.set_exception(Unavailable("the server's processes have lost each other"))
+            future.set_exception(_lost())
+            future.exception()  # retrieved: nobody need wait for it
             return future
         self._calls[number] = future
         self.send(frame(Kind.CALL, number, pickle.dumps((name, arguments))))
@@ -259,3 +261,7 @@ class Channel:
             _log.error("%s failed", name, exc_info=error)
             error = Internal(INTERNAL_ERROR)
         self.send(frame(Kind.RESULT, number, pickle.dumps(task.result() if error is None else error)))
+
+
+def _lost() -> Unavailable:
+    return Unavailable("the server's processes have lost each other")

@@ -141,7 +141,7 @@ class Link:
             "wait": registry.wait,
         }
         if (change := changes.get(name)) is not None:
-            return self._changing(change(*arguments))
+            return self._changing(change, arguments)
         answers: dict[str, Callable[..., Any]] = {
             "joined": partial(center.joined, self),
             "accepts": self._owner.accepts,
@@ -151,10 +151,10 @@ class Link:
         }
         return answers[name](*arguments)
 
-    async def _changing(self, change: Awaitable[None]) -> None:
+    async def _changing(self, change: Callable[..., Awaitable[None]], arguments: tuple[Any, ...]) -> None:
         """Once all front ends know what has become of a change."""
         try:
-            await change
+            await change(*arguments)
         finally:
             await self._center.settle()
 

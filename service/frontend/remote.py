@@ -27,7 +27,7 @@ from service.frontend.frames_codec import (
     frame,
 )
 from service.frontend.layout_codec import LayoutReader, LayoutWriter, get
-from service.frontend.snapshot import ListedModel, ListedVersion, Shared, Snapshot
+from service.frontend.snapshot import ListedModel, ListedVersion, Region, Shared, Snapshot
 from service.metrics import Metrics
 from service.predictor import Handle, ModelInfo, ModelRef
 from service.registry.catalogue import Catalogue
@@ -141,6 +141,8 @@ class RemoteEngine(Catalogue[RemoteVersion]):
         self._metrics = metrics
         self._memory = memory
         self._shared = Shared(logging.getLogger("kiln").level)
+        self._absent: frozenset[Region] = frozenset()
+        """Regions that others have and that cannot be had here any more: their objects are gone."""
         self._models: dict[str, RemoteModel] = {}
         self._versions: dict[int, RemoteVersion] = {}
         self._layouts = LayoutReader()
@@ -206,7 +208,7 @@ class RemoteEngine(Catalogue[RemoteVersion]):
     def _mine(self) -> Shared:
         regions = self._memory.status() if self._memory.extensions else []
         listed = frozenset((region.name, region.key, region.offset, region.byte_size) for region in regions)
-        return Shared(logging.getLogger("kiln").level, listed)
+        return Shared(logging.getLogger("kiln").level, listed | self._absent)
 
     def _share(self, theirs: Shared) -> None:
         """Change here what was changed elsewhere."""
@@ -215,9 +217,12 @@ class RemoteEngine(Catalogue[RemoteVersion]):
             logging.getLogger("kiln").setLevel(theirs.log_level)
         for name, *_ in before.regions - theirs.regions:
             self._memory.unregister(name)
-        for name, key, offset, byte_size in theirs.regions - before.regions:
-            with contextlib.suppress(KilnError):  # its object is gone, or it is this front end that has registered it
-                self._memory.register(name, key, offset, byte_size)
+        self._absent &= theirs.regions
+        for region in theirs.regions - before.regions:
+            try:
+                self._memory.register(*region)
+            except KilnError:
+                self._absent |= {region}
 
     # Requests
 

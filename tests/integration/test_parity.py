@@ -25,7 +25,6 @@ from tests.integration.rpc import INFER, PREDICT, infer_request, predict_request
 from tests.signatures import assert_same, many, one
 
 
-
 @pytest.fixture(autouse=True, params=["in one process", "behind a channel"])
 def placed(request: pytest.FixtureRequest) -> None:
     """Every case is asked where front ends and engine are one process, and where shared memory is between them."""
