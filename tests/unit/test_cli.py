@@ -36,7 +36,7 @@ class Ran:
         self.logs: list[tuple[str, str]] = []
         self.error: Exception | None = None
         monkeypatch.setattr(server, "run", self._run)
-        monkeypatch.setattr(logs, "configure", lambda level, form: self.logs.append((level, form)))
+        monkeypatch.setattr(logs, "configure", lambda level, form, process="": self.logs.append((level, form)))
 
     def _run(self, settings: Settings) -> None:
         self.settings.append(settings)

@@ -17,6 +17,7 @@ ORDER = (
     ("service.__main__",),
     ("service.cli", "service.embedded"),
     ("service.server",),
+    ("service.frontend",),
     ("service.rest", "service.rpc"),
     ("service.examples", "service.extensions", "service.timing"),
     ("service.predictor",),
@@ -37,17 +38,18 @@ LEAVES = {
 """Modules without imports of their own but errors and tensors; any room may look at what they define."""
 
 INVERSIONS = {
+    ("service.registry.catalogue", "service.predictor"): "it answers what the `Engine` is asked of its models",
     ("service.registry.registry", "service.predictor"): "it is the `Engine` that the predictor declares",
 }
 """Where the protocol stands above what fulfils it."""
 
 ASIDE = {
-    "service.metrics": {"service.server", "service.rest", "service.predictor", "service.registry"},
-    "service.settings": {"service.cli", "service.embedded", "service.server"},
-    "service.logs": {"service.cli", "service.embedded", "service.extensions"},
+    "service.metrics": {"service.server", "service.frontend", "service.predictor", "service.registry"},
+    "service.settings": {"service.cli", "service.embedded", "service.server", "service.frontend"},
+    "service.logs": {"service.cli", "service.embedded", "service.frontend", "service.extensions"},
     "service.health": {"service.server"},
     "service.trace_context": {"service.rest", "service.rpc", "service.timing", "service.predictor"},
-    "service.shared_memory": {"service.server", "service.rest", "service.rpc"},
+    "service.shared_memory": {"service.frontend", "service.rest", "service.rpc"},
 }
 """What stands beside the rooms, and which of them are handed it."""
 
@@ -57,7 +59,7 @@ OPENERS = ("service/registry/importer.py", "service/registry/reference.py", "ser
 WALLS = {
     "fastapi": ("service/rest/",),
     "starlette": ("service/rest/",),
-    "uvicorn": ("service/server.py",),
+    "uvicorn": ("service/rest/server.py",),
     "grpc": ("service/rpc/",),
     "grpc_health": ("service/rpc/",),
     "grpc_reflection": ("service/rpc/",),
@@ -87,6 +89,7 @@ LAZY = ("tensorflow", "keras", "openvino", "h5py", "fsspec", "aiohttp", "pynvml"
 
 PURE = (
     "service/batching/queue.py",
+    "service/frontend/ring.py",
     "service/registry/policy.py",
     "service/registry/memory.py",
     "service/examples.py",
@@ -170,7 +173,7 @@ def test_the_walk_finds_imports():
     """The walls below are of things that are there: known imports are found, lazy ones told from others."""
     found = {(each.path, each.imported, each.lazy) for each in imports()}
     assert ("service/rest/app.py", "fastapi.FastAPI", False) in found
-    assert ("service/server.py", "uvicorn", False) in found
+    assert ("service/rest/server.py", "uvicorn", False) in found
     assert any(path == "service/runtime/savedmodel.py" and name == "tensorflow" and lazy for path, name, lazy in found)
     assert len({each.path for each in imports()}) > 30
 
@@ -193,7 +196,7 @@ def test_what_models_need_is_imported_in_functions(package: str):
 def test_pure_modules_know_neither_clock_nor_loop_nor_thread():
     """The queue, the policy, the tensors, the errors and all codecs can be tested without waiting."""
     codecs = {each.path for each in imports() if each.path.endswith("_codec.py")}
-    assert len(codecs) == 12
+    assert len(codecs) == 14
     offences = [
         str(each)
         for each in imports()
