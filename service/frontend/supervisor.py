@@ -81,20 +81,23 @@ class FrontEnds:
 
     async def _keep(self, process: _Process) -> None:
         """Start `process` anew whenever it dies, until cancelled; then stop it."""
-        wait_s = _FIRST_WAIT_S
-        loop = asyncio.get_running_loop()
+        wait_s, loop = _FIRST_WAIT_S, asyncio.get_running_loop()
         try:
             while True:
                 started = loop.time()
-                code = await process.until_gone()
-                if self._is_stopping:
-                    return
-                _log.error("front end %d has died (%s); it is started anew", process.number, _told(code))
-                wait_s = _FIRST_WAIT_S if loop.time() - started > _QUIET_S else min(wait_s * 2, _LONGEST_WAIT_S)
-                await asyncio.sleep(wait_s)
-                with contextlib.suppress(OSError, KilnError):  # it has ended then, which is told next
-                    await process.start()
-                self._hub.metrics.frontend_restarted()
+                why = await process.until_gone()
+                wait_s = _FIRST_WAIT_S if loop.time() - started > _QUIET_S else wait_s
+                while not process.is_running:
+                    if self._is_stopping:
+                        return
+                    _log.error("front end %d has died (%s); it is started anew", process.number, why)
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+                    self._hub.metrics.frontend_restarted()
+                    try:
+                        await process.start()
+                    except (OSError, KilnError) as error:
+                        why = str(error)
         finally:
             await process.end()
 
@@ -116,6 +119,11 @@ class _Process:
         self._accepting = asyncio.Event()
         self._left = asyncio.Event()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it accepts, as far as is known."""
+        return self._accepting.is_set() and not self._left.is_set()
+
     async def start(self) -> None:
         """Until it accepts; `OSError` if it does not come to that."""
         self._accepting, self._left = asyncio.Event(), asyncio.Event()
@@ -126,6 +134,9 @@ class _Process:
             channel = Channel(mine, Inbox(rings[0]), Outbox(rings[1]))
             self._link = Link(self.number, channel, self._hub, self)
             self._process = _spawn(self.number, self._settings, given)
+        except OSError:
+            mine.close()
+            raise
         finally:
             theirs.close()
             for descriptor in rings:
@@ -147,12 +158,13 @@ class _Process:
         """See `Owner`."""
         self._left.set()
 
-    async def until_gone(self) -> int:
-        """Until it has ended; returns its exit code."""
+    async def until_gone(self) -> str:
+        """Until it has ended; returns how."""
         assert self._process is not None
         await self._left.wait()
         self._process.kill()  # one that is still there has lost its engine
-        return await asyncio.to_thread(self._process.wait)
+        code = await asyncio.to_thread(self._process.wait)
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     async def end(self) -> None:
         """Have it finish and go; it is ended if it does not."""
@@ -196,7 +208,3 @@ def _reserve(host: str, port: int, side: str) -> socket.socket:
     except OSError as error:
         raise OSError(f"the {side} port {host}:{port} cannot be bound: {error.strerror or error}") from error
     return kept
-
-
-def _told(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
