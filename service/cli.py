@@ -184,7 +184,8 @@ def _serve(flags: dict[str, Any]) -> int:
     from service.errors import KilnError
     from service.server import run
 
-    logs.configure(settings.log_level, settings.log_format, access=settings.access_log)
+    process = "engine" if settings.frontends else ""
+    logs.configure(settings.log_level, settings.log_format, process, access=settings.access_log)
     try:
         run(settings)
     except (KilnError, OSError) as error:

@@ -27,12 +27,17 @@ def fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, its fields, and the exception if any."""
+    """One JSON object a line: time (UTC), level, process if there are several, logger, message, fields, exception."""
+
+    def __init__(self, process: str = "") -> None:
+        super().__init__()
+        self._process = {"process": process} if process else {}
 
     def format(self, record: logging.LogRecord) -> str:
         event = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
+            **self._process,
             "logger": record.name,
             "message": record.getMessage(),
             **fields_of(record),
@@ -43,10 +48,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Time, level, logger and message, then its fields as ``name=value``."""
+    """Time, level, process if there are several, logger and message, then its fields as ``name=value``."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)-15s %(message)s", "%H:%M:%S")
+    def __init__(self, process: str = "") -> None:
+        which = f"{process:11} " if process else ""
+        super().__init__(f"%(asctime)s %(levelname)-7s {which}%(name)-15s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         fields = "".join(f" {name}={_plain(value)}" for name, value in fields_of(record).items())
@@ -59,10 +65,13 @@ def _plain(value: object) -> str:
     return text if text.isprintable() and text and not set(text) & set(' "=') else json.dumps(text)
 
 
-def configure(level: str, form: str, *, access: bool = False) -> None:
-    """Send all logs to stderr at `level`, as ``console`` or ``json`` lines; `access`: each request too."""
+def configure(level: str, form: str, process: str = "", *, access: bool = False) -> None:
+    """Send all logs to stderr at `level`, as ``console`` or ``json`` lines, which name `process` if it is given.
+
+    With `access` each request is told of too.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
+    handler.setFormatter(JsonFormatter(process) if form == "json" else ConsoleFormatter(process))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("kiln").setLevel(level.upper())
     logging.getLogger(_ACCESS).setLevel(logging.INFO if access else logging.NOTSET)

@@ -9,7 +9,8 @@ import math
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,7 +31,7 @@ from service.gpus import ReadGpus, no_gpus
 from service.registry.lifecycle import State, VersionStatus
 from service.runtime.records import SignatureRecord
 from service.series import Goal, RequestSeries, VersionMetrics
-from service.tallies import Counts, Sums, Tallies
+from service.tallies import Counts, Sums, Taken, Tallies
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody asks for
 
@@ -46,6 +47,14 @@ _FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.OVERLOADED, Code.DEAD
 """Failures that are the server's, not the caller's: they miss a model's goal however fast they are."""
 _MOST_GONE = 8
 """Of versions that are gone, so many of a model keep their counts."""
+
+
+@dataclass(frozen=True)
+class RequestCounts:
+    """What one process has counted of its requests: by family, and how many are in flight there now."""
+
+    families: Sequence[Taken]
+    in_flight: int
 
 
 class Metrics:
@@ -100,13 +109,26 @@ class Metrics:
         )
         self._goal = self._gauge("kiln_slo_seconds", "The goal that a model's slo_ms states.", "model")
         self._ready = self._gauge("kiln_ready", "1 while the server takes requests.")
+        self._frontends = self._gauge("kiln_frontends", "Front-end processes that run; 0 without --frontends.")
+        self._restarts = Counts("kiln_frontend_restarts", "Front-end processes that died and were started anew.", ())
+        self._restarts.labels()
+        self.registry.register(self._restarts)
         build = versions()
         self._gauge("kiln_build_info", "Always 1.", *build).labels(*build.values()).set(1)
         self._goals_s: dict[str, float] = {}
         self._loads: Counter[tuple[str, str]] = Counter()
         self._gone: dict[str, deque[int]] = {}
         self._requests_in_flight = 0
-        self._in_flight.set_function(lambda: self._requests_in_flight)
+        self._in_flight_elsewhere: dict[int, int] = {}
+        self._in_flight.set_function(lambda: self._requests_in_flight + sum(self._in_flight_elsewhere.values()))
+        self._of_requests: tuple[Counts | Tallies | Sums, ...] = (
+            self._requests,
+            self._latency,
+            self._decode,
+            self._encode,
+            self._slo,
+            self._kept,
+        )
         self._versions = VersionGauges()
         self.registry.register(self._versions)
         self.registry.register(GpuGauges(read_gpus))
@@ -142,6 +164,28 @@ class Metrics:
             text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
             return text, openmetrics.CONTENT_TYPE_LATEST
         return self.render(), CONTENT_TYPE
+
+    async def whole_page(self, accept: str) -> tuple[bytes, str]:
+        """As `page`, for a server that is this one process."""
+        return self.page(accept)
+
+    def take(self) -> RequestCounts:
+        """What was counted of requests since it was last taken, for the process that shows it."""
+        return RequestCounts([family.take() for family in self._of_requests], self._requests_in_flight)
+
+    def add(self, process: int, counts: RequestCounts) -> None:
+        """Count the requests that front end `process` has taken."""
+        for family, taken in zip(self._of_requests, counts.families, strict=True):
+            family.add(taken)
+        self._in_flight_elsewhere[process] = counts.in_flight
+
+    def frontends(self, numbers: Collection[int]) -> None:
+        """Show that front ends of these numbers run; what was in flight in others is gone."""
+        self._frontends.set(len(numbers))
+        self._in_flight_elsewhere = {n: count for n, count in self._in_flight_elsewhere.items() if n in numbers}
+
+    def frontend_restarted(self) -> None:
+        self._restarts.labels().value += 1
 
     def request(self, model: str, protocol: str, trace_id: str = "") -> ObservedRequest:
         """Start to observe one predict request; `trace_id` is that of a trace which is recorded."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.errors import FailedPrecondition
 from service.following.access_log import log_access
 from service.following.followed import Following
-from service.following.record_folder import FolderBounds, RecordFolder
+from service.following.record_folder import WHOLE, FolderBounds, Part, RecordFolder
 from service.following.request_log import RequestLog
 from service.following.tracing import Tracer, otlp_tracer
 from service.metrics import Metrics
@@ -35,8 +35,8 @@ class Observers:
             self.request_log.close()
 
 
-def observers(settings: Settings, metrics: Metrics) -> Observers:
-    """All that `settings` ask for.
+def observers(settings: Settings, metrics: Metrics, part: Part = WHOLE) -> Observers:
+    """All that `settings` ask for, in the process that is `part` of the server.
 
     Raises:
         InvalidArgument: the endpoint is no URL.
@@ -45,21 +45,22 @@ def observers(settings: Settings, metrics: Metrics) -> Observers:
     tracer = None if settings.otlp_endpoint is None else otlp_tracer(settings.otlp_endpoint, settings.trace_share)
     if tracer is not None:
         _log.info("spans of %g of the requests are sent over OTLP", settings.trace_share)
-    request_log = _request_log(settings, metrics)
+    request_log = _request_log(settings, metrics, part)
     following = Following(tracer, request_log, log_access if settings.access_log else None)
     return Observers(following, tracer, request_log)
 
 
-def _request_log(settings: Settings, metrics: Metrics) -> RequestLog | None:
+def _request_log(settings: Settings, metrics: Metrics, part: Part) -> RequestLog | None:
     if settings.request_log is None:
         return None
-    bounds = FolderBounds(settings.request_log_file_bytes, settings.request_log_total_bytes)
+    total_bytes = settings.request_log_total_bytes // max(1, part.count)
+    bounds = FolderBounds(min(settings.request_log_file_bytes, total_bytes), total_bytes)
     form = settings.request_log_format
     try:
         if form == "jsonl":
-            folder = RecordFolder(settings.request_log, form, bounds)
+            folder = RecordFolder(settings.request_log, form, bounds, part=part)
         else:
-            folder = RecordFolder(settings.request_log, form, bounds, TfRecordFile)
+            folder = RecordFolder(settings.request_log, form, bounds, TfRecordFile, part)
     except OSError as error:
         raise FailedPrecondition(f"request_log: {settings.request_log} cannot be used: {error}") from None
     _log.info("%g of the requests are kept in %s", settings.request_log_share, settings.request_log)

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
 import logging
 import os
 import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
-
-import uvicorn
 
 from service import __version__
 from service.batching.queue import Limits
 from service.batching.runner import ThreadRunner
-from service.bounds import Bounds
+from service.following.followed import Following
+from service.frontend.doors import Behind, BuildRpc, Doors, check_settings, shared_memory
+from service.frontend.hub import Hub
+from service.frontend.loop import loop_factory, spare_garbage_collector
+from service.frontend.supervisor import FrontEnds
 from service.gpus import gpu_reader
 from service.health import Health
 from service.metrics import Metrics
-from service.observers import observers
+from service.observers import Observers, observers
 from service.predictor import Predictor
 from service.registry.config import ModelConfig
 from service.registry.estimate import Estimator
@@ -35,9 +33,6 @@ from service.registry.remote import fetch
 from service.registry.repository import Source
 from service.registry.version import Memory, RegistryOptions
 from service.registry.watch import Watcher, look
-from service.rest.app import KilnApp, rest_app
-from service.rest.options import RestOptions
-from service.rpc.options import RpcOptions
 from service.rpc.server import RpcServer
 from service.rpc.warmup_codec import decode_warm_up
 from service.runtime.devices import devices_for
@@ -48,13 +43,11 @@ from service.runtime.plan_record import usable_cores
 from service.runtime.planning import PlanningOptions
 from service.runtime.xla import keep_programs_in
 from service.settings import Settings
-from service.shared_memory import SharedMemory
 from service.warm_cache import link_warm_cache
 
 _log = logging.getLogger("kiln.server")
 _LINGER_S = 0.3
 """After the last answer, how long connections stay open so that late requests are refused, not cut."""
-_GC_THRESHOLD = 20_000
 _READINESS_S = 0.5
 _MOST_FETCHES = 4
 """Versions that are fetched or converted at once; a child that converts takes a core and 600 MB."""
@@ -68,39 +61,16 @@ def run(settings: Settings) -> None:
         KilnError: the models' path does not exist, or what the transport needs is not installed.
         OSError: a port cannot be bound.
     """
+    check_settings(settings)
     if settings.grpc_transport == "envoy":
         from service.rpc.envoy import become_envoy
 
         become_envoy(settings.model_dump_json(), settings.host, settings.grpc_port)  # and go on in service.embedded
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         is_idle = runner.run(_serve_with_grpcio(settings))
     if not is_idle:  # a thread is still in TensorFlow, which does not bear being torn down meanwhile
         logging.shutdown()
         os._exit(0)
-
-
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # not on this platform
-        return None
-    return uvloop.Loop
-
-
-class Rpc(Protocol):
-    """The gRPC side, over whatever transport."""
-
-    async def start(self) -> int:
-        """Accept; returns the port. `OSError` if the address cannot be bound."""
-
-    async def set_serving(self, *, serving: bool) -> None:
-        """What grpc.health.v1 answers."""
-
-    async def stop(self, grace_s: float) -> None:
-        """Take no new calls, and cancel those that are not done within `grace_s`."""
-
-
-BuildRpc = Callable[[Predictor, Callable[[], bool], RpcOptions], Rpc]
 
 
 async def _serve_with_grpcio(settings: Settings) -> bool:
@@ -119,41 +89,23 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
     stopping = asyncio.Event()
     _listen_to_signals(stopping, on_signal)
     metrics = Metrics(gpu_reader())
-    observing = observers(settings, metrics)
+    observing = Observers(Following()) if settings.frontends else observers(settings, metrics)  # front ends have theirs
     watcher = _watcher(settings)
     watcher.read_config_file()
     found = await watcher.found(watcher.configs)
-    registry = Registry(found, registry_options(settings), metrics, configs=watcher.configs, watcher=watcher)
+    hub = Hub(metrics) if settings.frontends else None
+    options = registry_options(settings)
+    registry = Registry(found, options, metrics, configs=watcher.configs, watcher=watcher, follower=hub)
     on_signal(signal.SIGHUP, watcher.poke)
     health = Health(registry.can_serve)
-    predictor = Predictor(registry, metrics, observing.following)
-    memory = SharedMemory(enabled=settings.shared_memory, max_tensor_bytes=settings.max_message_bytes)
-    options = RestOptions(
-        settings.max_message_bytes,
-        settings.max_json_depth,
-        settings.request_timeout_s,
-        settings.gzip_min_bytes,
-        memory,
-        Bounds(settings.max_tensor_elements, settings.max_string_bytes),
-    )
-    rpc = build_rpc(
-        predictor,
-        health.is_ready,
-        RpcOptions(
-            f"{settings.host}:{settings.grpc_port}",
-            settings.max_message_bytes,
-            settings.request_timeout_s,
-            memory,
-            options.bounds,
-        ),
-    )
-    rest = _Rest(rest_app(predictor, metrics, health.is_ready, options), settings)
-    grpc_port = await rpc.start()
-    try:
-        rest_port = await rest.start()
-    except OSError:
-        await rpc.stop(0.0)  # left to the garbage collector it prints a traceback after the reason
-        raise
+    doors: Doors | FrontEnds
+    if hub is None:
+        predictor = Predictor(registry, metrics, observing.following)
+        doors = Doors(settings, Behind(predictor, metrics, health.is_ready, shared_memory(settings)), build_rpc)
+    else:
+        hub.follow(registry, health.is_ready)
+        doors = FrontEnds(settings, hub)
+    rest_port, grpc_port = await doors.start()
     _log.info("kiln %s listens: REST on %s:%d, gRPC on %s:%d",
               __version__, settings.host, rest_port, settings.host, grpc_port)  # fmt: skip
     loading = asyncio.create_task(registry.load_all())
@@ -161,29 +113,19 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
     await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done():
         loading.result()
-        _spare_garbage_collector()
+        spare_garbage_collector()
         health.loaded = True
-        following = [asyncio.create_task(_announce(health, registry, rpc, metrics))]
+        following = [asyncio.create_task(_announce(health, registry, doors, metrics))]
         following.append(asyncio.create_task(registry.watch()))
         await stopped
         for task in following:
             task.cancel()
-    is_drained = await _stop(settings.drain_s, health, registry, rpc, rest, metrics)
+    is_drained = await _stop(settings.drain_s, health, registry, doors, metrics)
     await asyncio.to_thread(observing.close)
     return is_drained and loading.done()
 
 
-def _spare_garbage_collector() -> None:
-    """Take what is loaded out of the collector's sight, and have it look less often at the rest.
-
-    Requests leave no cycles behind; at 64 connections looking for them took a fifth of all CPU time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD, 20, 20)
-
-
-async def _stop(drain_s: float, health: Health, registry: Registry, rpc: Rpc, rest: _Rest, metrics: Metrics) -> bool:
+async def _stop(drain_s: float, health: Health, registry: Registry, doors: Doors | FrontEnds, metrics: Metrics) -> bool:
     """Readiness off, refuse new, finish what was accepted, then close the doors.
 
     Returns whether all of it was finished.
@@ -191,66 +133,13 @@ async def _stop(drain_s: float, health: Health, registry: Registry, rpc: Rpc, re
     _log.info("stopping: finishing accepted requests for up to %.0f s", drain_s)
     health.draining = True
     metrics.ready(is_ready=False)
-    await rpc.set_serving(serving=False)
-    rest.refuse_new()
+    await doors.set_serving(serving=False)
+    doors.refuse_new()
     is_drained = await registry.stop(drain_s)
     await asyncio.sleep(_LINGER_S)
-    await asyncio.gather(rpc.stop(1.0), rest.stop())
+    await doors.stop()
     _log.info("stopped")
     return is_drained
-
-
-class _Rest:
-    """uvicorn in this event loop, on a socket of our own."""
-
-    def __init__(self, app: KilnApp, settings: Settings) -> None:
-        self._address = (settings.host, settings.rest_port)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            http="httptools",
-            server_header=False,
-            proxy_headers=False,
-            ws="none",
-            timeout_graceful_shutdown=2,
-        )
-        self._server = _Server(config)
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> int:
-        """Bind and accept; returns the port. `OSError` if the address cannot be bound."""
-        listener = _bind(*self._address)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
-        while not self._server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(0.005)
-        return int(listener.getsockname()[1])
-
-    def refuse_new(self) -> None:
-        """From now on each answer closes its connection, so that clients go elsewhere."""
-        self._server.server_state.default_headers.append((b"connection", b"close"))
-
-    async def stop(self) -> None:
-        self._server.should_exit = True
-        if self._task is not None:
-            await self._task
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the composition root has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise OSError(f"the REST port {host}:{port} cannot be bound: {error.strerror or error}") from error
 
 
 def registry_options(settings: Settings) -> RegistryOptions:
@@ -347,13 +236,13 @@ def _watcher(settings: Settings) -> Watcher:
     )
 
 
-async def _announce(health: Health, registry: Registry, rpc: Rpc, metrics: Metrics) -> None:
+async def _announce(health: Health, registry: Registry, doors: Doors | FrontEnds, metrics: Metrics) -> None:
     """Tell of readiness wherever it is asked for, now and whenever it changes."""
     told: bool | None = None
     while True:
         is_ready = health.is_ready()
         if is_ready != told:
-            await rpc.set_serving(serving=is_ready)
+            await doors.set_serving(serving=is_ready)
             metrics.ready(is_ready=is_ready)
             if is_ready:
                 _log.info("ready")

@@ -75,6 +75,13 @@ class Settings(BaseSettings):
     grpc_transport: Literal["grpcio", "envoy"] = Field(
         "grpcio", description="what carries gRPC: grpcio, or Envoy around Kiln, which needs kiln[envoy]"
     )
+    frontends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that take REST and gRPC before the one that runs the models, 0 for that one alone",
+        json_schema_extra=_unit("processes"),
+    )
     max_message_bytes: int = Field(
         64 * 2**20, ge=1024, description="largest HTTP body or gRPC message", json_schema_extra=_unit("bytes")
     )

@@ -7,9 +7,9 @@ tenth of the CPU time of a small request. These are plain adds, read when the pa
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -22,15 +22,35 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 _T = TypeVar("_T")
+TakenTally = tuple[list[int], float, dict[int, tuple[str, float, float]]]
+"""Counts by bucket, the sum of the values, and exemplars by bucket."""
+Taken = dict[tuple[str, ...], Any]
+"""What was counted in each series of a family, by its labels."""
+
+
+class _Series(Protocol):
+    def take(self) -> Any: ...
+    def add(self, taken: Any, /) -> None: ...
 
 
 class Count:
     """One series of a `Counts`."""
 
-    __slots__ = ("value",)
+    __slots__ = ("_taken", "value")
 
     def __init__(self) -> None:
         self.value = 0
+        self._taken = 0
+
+    def take(self) -> int:
+        """What was counted since it was last taken; another thread may be counting meanwhile."""
+        value, before = self.value, self._taken
+        self._taken = value
+        return value - before
+
+    def add(self, value: int) -> None:
+        """Count what another process has."""
+        self.value += value
 
 
 class Counts(Collector):
@@ -52,6 +72,15 @@ class Counts(Collector):
         """Drop every series whose labels begin with these values."""
         _forget(self._series, first)
 
+    def take(self) -> Taken:
+        """What was counted since it was last taken, to be added elsewhere."""
+        return _take(self._series)
+
+    def add(self, taken: Taken) -> None:
+        """Count what another process has."""
+        for values, each in taken.items():
+            self.labels(*values).add(each)
+
     def collect(self) -> Iterable[Metric]:
         name, text = self._form
         family = CounterMetricFamily(name, text, labels=self._labelnames)
@@ -68,6 +97,17 @@ class Sum:
     def __init__(self) -> None:
         self.count = 0
         self.total = 0.0
+
+    def take(self) -> tuple[int, float]:
+        """What was counted since it was last taken."""
+        taken = self.count, self.total
+        self.count, self.total = 0, 0.0
+        return taken
+
+    def add(self, taken: tuple[int, float]) -> None:
+        """Count what another process has."""
+        self.count += taken[0]
+        self.total += taken[1]
 
 
 class Sums(Collector):
@@ -88,6 +128,15 @@ class Sums(Collector):
     def forget(self, *first: str) -> None:
         """Drop every series whose labels begin with these values."""
         _forget(self._series, first)
+
+    def take(self) -> Taken:
+        """What was counted since it was last taken, to be added elsewhere."""
+        return _take(self._series)
+
+    def add(self, taken: Taken) -> None:
+        """Count what another process has."""
+        for values, each in taken.items():
+            self.labels(*values).add(each)
 
     def collect(self) -> Iterable[Metric]:
         name, text = self._form
@@ -121,6 +170,19 @@ class Tally:
         self.total += value
         self.exemplars[place] = (trace_id, value, at_s)
 
+    def take(self) -> TakenTally:
+        """What was counted since it was last taken."""
+        taken = self.counts, self.total, self.exemplars
+        self.counts, self.total, self.exemplars = [0] * len(self.counts), 0.0, {}
+        return taken
+
+    def add(self, taken: TakenTally) -> None:
+        """Count what another process has."""
+        counts, total, exemplars = taken
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, counts, strict=True)]
+        self.total += total
+        self.exemplars |= exemplars
+
     def exemplar(self, place: int) -> Exemplar | None:
         """What the bucket at `place` has to show."""
         found = self.exemplars.get(place)
@@ -148,6 +210,15 @@ class Tallies(Collector):
         """Drop every series whose labels begin with these values."""
         _forget(self._series, first)
 
+    def take(self) -> Taken:
+        """What was counted since it was last taken, to be added elsewhere."""
+        return _take(self._series)
+
+    def add(self, taken: Taken) -> None:
+        """Count what another process has."""
+        for values, each in taken.items():
+            self.labels(*values).add(each)
+
     def collect(self) -> Iterable[Metric]:
         name, text = self._form
         family = HistogramMetricFamily(name, text, labels=self._labelnames)
@@ -161,3 +232,14 @@ class Tallies(Collector):
 def _forget(series: dict[tuple[str, ...], _T], first: tuple[str, ...]) -> None:
     for values in [values for values in series if values[: len(first)] == first]:
         del series[values]
+
+
+def _take(series: Mapping[tuple[str, ...], _Series]) -> Taken:
+    taken = {values: each.take() for values, each in series.items()}
+    return {values: each for values, each in taken.items() if _is_some(each)}
+
+
+def _is_some(taken: Any) -> bool:
+    """Whether anything was counted."""
+    first = taken[0] if isinstance(taken, tuple) else taken
+    return any(first) if isinstance(first, list) else bool(first)

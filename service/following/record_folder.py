@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from urllib.parse import quote
 _MOST_RECORDS = 1000
 """Of one file: as many as a warm-up file may have."""
 _MOST_OPEN = 16
+_OF_PART = re.compile(r"requests-[^-]+-frontend(\d+)-")
 
 
 class RecordFile(Protocol):
@@ -60,13 +62,38 @@ class FolderBounds:
     total_bytes: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which of `count` processes this is that share a folder, from 1 on; or the only one there is.
+
+    Each writes, counts and deletes files of its own, and the first one also those of processes that are no more.
+    """
+
+    number: int = 0
+    count: int = 0
+
+    def has(self, name: str) -> bool:
+        """Whether the file of that name is its own."""
+        match = _OF_PART.match(name)
+        writer = int(match[1]) if match else 0
+        return (writer if 1 <= writer <= self.count else min(1, self.count)) == self.number
+
+
+WHOLE = Part()
+
+
 class RecordFolder:
     """``FOLDER/MODEL/VERSION/requests-TIME-NUMBER.SUFFIX``; for one thread."""
 
     def __init__(
-        self, folder: Path, suffix: str, bounds: FolderBounds, open_file: Callable[[Path], RecordFile] = LineFile
+        self,
+        folder: Path,
+        suffix: str,
+        bounds: FolderBounds,
+        open_file: Callable[[Path], RecordFile] = LineFile,
+        part: Part = WHOLE,
     ) -> None:
-        """What is in the folder from before counts, and makes room, too.
+        """What is in the folder from before counts, and makes room, too; `bounds` are those of the `part`.
 
         Raises:
             OSError: the folder cannot be made, or nothing can be written there.
@@ -80,7 +107,8 @@ class RecordFolder:
         self._open_file = open_file
         self._numbers = count(1)
         self._open: dict[tuple[str, int], _Open] = {}
-        self._sizes = _sizes(folder)
+        self._writer = f"frontend{part.number}-{os.getpid()}" if part.number else str(os.getpid())
+        self._sizes = _sizes(folder, part)
 
     def write(self, model: str, version: int, record: bytes) -> None:
         """Append a record to the file of that version, or begin another.
@@ -119,7 +147,7 @@ class RecordFolder:
         folder = self._folder / (quote(model, safe="") if model.strip(".") else f"_{model}") / str(version)
         folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        path = folder / f"requests-{stamp}-{os.getpid()}-{next(self._numbers)}.{self._suffix}"
+        path = folder / f"requests-{stamp}-{self._writer}-{next(self._numbers)}.{self._suffix}"
         self._open[key] = begun = _Open(path, self._open_file(path))
         self._sizes[path] = 0
         return begun
@@ -151,10 +179,10 @@ class RecordFolder:
             path.unlink(missing_ok=True)
 
 
-def _sizes(folder: Path) -> dict[Path, int]:
-    """Sizes of the request files in `folder`, the oldest first."""
+def _sizes(folder: Path, part: Part) -> dict[Path, int]:
+    """Sizes of the request files in `folder` that are of `part`, the oldest first."""
     found = []
-    for path in folder.glob("*/*/requests-*"):
+    for path in filter(lambda path: part.has(path.name), folder.glob("*/*/requests-*")):
         with contextlib.suppress(OSError):  # it went meanwhile
             stat = path.stat()
             found.append((stat.st_mtime_ns, path, stat.st_size))

@@ -128,6 +128,16 @@ class Lifecycle:
             raise Unavailable(f"model {s.model!r} version {s.version} is {s.state.value}, not READY{why}")
         self._handles += 1
 
+    def hold(self) -> None:
+        """Count a request that was let in elsewhere while this was READY; DRAINING waits for it as well.
+
+        `Unavailable` once the last handle was returned, or the time for that was up.
+        """
+        if self.state is not State.DRAINING:
+            self.acquire()
+        else:
+            self._handles += 1
+
     def release(self) -> None:
         """Give one handle back."""
         self._handles -= 1

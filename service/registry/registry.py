@@ -15,12 +15,12 @@ from service.batching.statistics import VersionStatistics
 from service.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from service.metrics import Metrics
 from service.predictor import Handle, ModelInfo, ModelRef
+from service.registry.catalogue import Catalogue
 from service.registry.config import ModelConfig, ModelConfigs
-from service.registry.lifecycle import VersionStatus
 from service.registry.memory import Resident
 from service.registry.repository import Kind, Problem, Repository, Source
 from service.registry.room import Room
-from service.registry.served_model import Bench, ServedModel
+from service.registry.served_model import Bench, Follower, ServedModel
 from service.registry.shadow import ShadowedHandle
 from service.registry.version import RegistryOptions, Version, VersionHandle
 from service.registry.watch import Watcher
@@ -28,7 +28,7 @@ from service.registry.watch import Watcher
 _DEFAULT = ModelConfig()
 
 
-class Registry:
+class Registry(Catalogue[Version]):
     """All models of one server; the `Engine` that the predictor sees."""
 
     def __init__(
@@ -39,6 +39,7 @@ class Registry:
         *,
         configs: ModelConfigs | None = None,
         watcher: Watcher | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self.draining = False
         self._options = options
@@ -49,9 +50,10 @@ class Registry:
         self._is_closed = False
         """Whether a client has said what is to be served, so that nothing else is."""
         room = Room(self, metrics)
+        self._follower = follower or Follower()
         loading = asyncio.Semaphore(options.parallel_loads)
         fetching = asyncio.Semaphore(max(options.parallel_loads, options.parallel_fetches))
-        self._bench = Bench(options, metrics, loading, room, fetching)
+        self._bench = Bench(options, metrics, loading, room, fetching, follower=self._follower)
         self._tasks: set[asyncio.Task[None]] = set()
         self._note(repository)
 
@@ -158,6 +160,7 @@ class Registry:
         Returns whether that was enough and nothing is being loaded: a thread may be in TensorFlow else.
         """
         self.draining = True
+        self._follower.changed()
         is_loading = any(model.is_reconciling for model in self._models.values())
         for task in self._tasks:
             task.cancel()
@@ -166,27 +169,36 @@ class Registry:
 
     # What the predictor asks
 
+    @property
+    def routes(self) -> dict[str, ServedModel]:
+        """See `Catalogue.routes`."""
+        return self._models
+
     def acquire(self, ref: ModelRef) -> Handle:
         """Hold the version that `ref` means; see `Engine.acquire`."""
         ref = self._meant(ref)
         version = self._route(ref)
+        version.lifecycle.acquire()
+        return self._shadowed(version) if ref.version is None and ref.label is None else VersionHandle(version)
+
+    def hold(self, version: Version, *, is_named: bool) -> Handle:
+        """As `acquire`, of a version that another process has routed to while it was READY.
+
+        `is_named` tells whether its caller named a version or label: such requests have no shadow.
+        """
+        version.lifecycle.hold()
+        return VersionHandle(version) if is_named else self._shadowed(version)
+
+    def _shadowed(self, version: Version) -> Handle:
+        """A handle of a version that is counted already."""
         handle = VersionHandle(version)
-        shadow = self._models[ref.name].config.shadow
-        if shadow is not None and ref.version is None and ref.label is None:
-            other = self._models[ref.name].resolve(shadow.to)
-            if other is not None and other is not version:
-                return ShadowedHandle(handle, other, shadow.share, self._metrics, self._keep)
-        return handle
-
-    def check(self, ref: ModelRef) -> None:
-        """See `Engine.check`."""
-        self._route(self._meant(ref))
-
-    def is_coming(self, ref: ModelRef) -> bool:
-        """See `Engine.is_coming`."""
-        ref = self._meant(ref)
-        model = self._models.get(ref.name)
-        return model is not None and not self.draining and model.is_coming(ref.version, ref.label)
+        model = self._models.get(version.source.model)
+        if model is None or (shadow := model.config.shadow) is None:
+            return handle
+        other = model.resolve(shadow.to)
+        if other is None or other is version:
+            return handle
+        return ShadowedHandle(handle, other, shadow.share, self._metrics, self._keep)
 
     async def wait(self, ref: ModelRef, deadline: float | None) -> None:
         """See `Engine.wait`."""
@@ -201,11 +213,14 @@ class Registry:
 
     def describe(self, ref: ModelRef) -> ModelInfo:
         """See `Engine.describe`."""
-        version = self._route(self._meant(ref))
+        return self.info(self._route(self._meant(ref)))
+
+    def info(self, version: Version) -> ModelInfo:
+        """What a READY version says of itself."""
         assert version.model is not None
         source = version.source
         platform = "tensorflow_savedmodel" if source.kind is Kind.SAVED_MODEL else "keras"
-        ready = tuple(sorted(v.source.version for v in self._models[ref.name].versions if v.is_ready))
+        ready = tuple(sorted(v.source.version for v in self._models[source.model].versions if v.is_ready))
         return ModelInfo(
             source.model,
             source.version,
@@ -213,46 +228,19 @@ class Registry:
             platform,
             version.model.signatures,
             device=version.model.device,
-            config=self._models[ref.name].config,
+            config=self._models[source.model].config,
             max_batch_rows=self._options.limits.max_batch_rows,
             batch_wait_s=self._options.limits.batch_wait_s,
             plans=version.model.plans,
         )
 
-    def statuses(self, ref: ModelRef) -> list[VersionStatus]:
-        """See `Engine.statuses`; folders that could not be a version are FAILED with the reason."""
-        ref = self._meant(ref)
-        model = self._models.get(ref.name)
-        number = ref.version
-        if model is not None and ref.label is not None:
-            number = model.number_of(ref.label)
-        known = model.statuses() if model is not None else []
-        if not known:
-            raise NotFound(f"Could not find any versions of model {ref.name}; {self._loaded_names()}")
-        if number is not None:
-            known = [status for status in known if status.version == number]
-            if not known:
-                raise NotFound(f"Could not find version {number} of model {ref.name}")
-        return known
-
-    def statistics(self, ref: ModelRef | None) -> list[VersionStatistics]:
-        """See `Engine.statistics`."""
-        if ref is not None:
-            ref = self._meant(ref)
-            self.statuses(ref)
+    def statistics_of(self, name: str) -> list[VersionStatistics]:
+        """See `Catalogue.statistics_of`."""
         return [
-            VersionStatistics(model.name, version.source.version, version.batcher.statistics, version.held_bytes)
-            for model in (self._models.values() if ref is None else [self._models[ref.name]])
-            for version in sorted(model.versions, key=lambda version: version.source.version)
-            if version.batcher is not None and (ref is None or ref.version in (None, version.source.version))
+            VersionStatistics(name, version.source.version, version.batcher.statistics, version.held_bytes)
+            for version in sorted(self._models[name].versions, key=lambda version: version.source.version)
+            if version.batcher is not None
         ]
-
-    def all_statuses(self) -> list[VersionStatus]:
-        """The states of all versions that are loaded, to be loaded, or could not be."""
-        return [status for name in sorted(self._models) for status in self._models[name].statuses()]
-
-    def model_names(self) -> list[str]:
-        return sorted(self._models)
 
     def can_serve(self) -> bool:
         """Whether there is anything to ask, or something may be loaded by request."""
@@ -271,24 +259,6 @@ class Registry:
         await self._models[model].evict()
 
     # Within
-
-    def _meant(self, ref: ModelRef) -> ModelRef:
-        """`ref`; without its version where that is 0 and the model has none of that number.
-
-        OpenVINO Model Server's clients send 0 when they mean the latest version.
-        """
-        if ref.version != 0 or ((model := self._models.get(ref.name)) is not None and model.has(0)):
-            return ref
-        return ModelRef(ref.name, None, ref.label)
-
-    def _route(self, ref: ModelRef) -> Version:
-        model = self._models.get(ref.name)
-        if model is None:
-            which = f"Latest({ref.name})" if ref.version is None else f"Specific({ref.name}, {ref.version})"
-            raise NotFound(f"Servable not found for request: {which}; {self._loaded_names()}")
-        if self.draining:
-            raise Unavailable("the server is stopping and takes no new requests")
-        return model.route(ref.version, ref.label)
 
     def _note(self, repository: Repository) -> None:
         """Take note of what lies there; models come into being here."""
@@ -323,6 +293,7 @@ class Registry:
     def _drop_if_gone(self, model: ServedModel) -> None:
         if not (model.sources or model.problems or model.versions) and self._models.get(model.name) is model:
             del self._models[model.name]
+            self._follower.changed()
 
     def _check_arrived(self, name: str) -> None:
         """Raise why a model that should be there is not."""
@@ -351,10 +322,6 @@ class Registry:
     def _check_explicit(self, what: str) -> None:
         if not self._options.explicit:
             raise Unavailable(f"models are {what} by request only with --model-control explicit")
-
-    def _loaded_names(self) -> str:
-        names = sorted(name for name, model in self._models.items() if model.default is not None)
-        return f"loaded are {', '.join(names)}" if names else "no model is loaded"
 
     def _known_names(self) -> str:
         return f"there are {', '.join(sorted(self._models))}" if self._models else "the repository is empty"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from service.batching.runner import Runner, ThreadRunner
-from service.errors import InvalidArgument, NotFound, Unavailable
 from service.metrics import Metrics
 from service.registry.config import ModelConfig
 from service.registry.lifecycle import State, VersionStatus
@@ -19,6 +17,7 @@ from service.registry.memory import Resident
 from service.registry.policy import Load, next_action, wanted
 from service.registry.repository import Problem, Source
 from service.registry.room import Room
+from service.registry.routes import Routes
 from service.registry.version import RegistryOptions, Version
 
 _log = logging.getLogger("kiln.registry")
@@ -41,6 +40,16 @@ class Failure:
     is_due: bool = False
 
 
+class Follower:
+    """Who is told of changes, for front ends in other processes; this one is not interested."""
+
+    def changed(self) -> None:
+        """What requests see of the models is another, or is about to be: once the current step ends."""
+
+    def draining(self, version: Version) -> None:
+        """A version takes no new requests from now on; those that hold it can still be counted."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """What all models share: how versions are brought in, where that is told, and how many may be at once.
@@ -54,10 +63,11 @@ class Bench:
     room: Room
     fetching: asyncio.Semaphore
     planning: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    follower: Follower = field(default_factory=Follower)
     clock: Callable[[], float] = time.monotonic
 
 
-class ServedModel:
+class ServedModel(Routes[Version]):
     """The versions of one model.
 
     `versions` are those being loaded or loaded. Of a number there is one READY version at most,
@@ -69,13 +79,12 @@ class ServedModel:
         self.config = config
         self.is_enabled = is_enabled
         self.sources: dict[int, Source] = {}
-        self.problems: dict[int | None, VersionStatus] = {}
+        self.problems = {}
         self.versions: list[Version] = []
-        self.labels: dict[str, int] = {}
-        self.default: Version | None = None
-        """The highest READY version."""
+        self.labels = {}
+        self.default = None
         self._bench = bench
-        self._ready: dict[int, Version] = {}
+        self._ready = {}
         self._failures: dict[int, Failure] = {}
         self._is_reconciling = asyncio.Lock()
         self._has_served = False
@@ -105,6 +114,7 @@ class ServedModel:
             self._bench.metrics.folder_problem(self.name, place, status.reason)
         for place in told.keys() - self.problems.keys():
             self._bench.metrics.forget_state(self.name, place)
+        self._bench.follower.changed()
 
     def statuses(self) -> list[VersionStatus]:
         """Every version that is known, newest first.
@@ -130,9 +140,10 @@ class ServedModel:
         is_retry = failure is not None and failure.fingerprint == version.source.fingerprint
         return number not in self._ready and (not is_retry or version.lifecycle.state is State.FAILED)
 
-    def has(self, number: int) -> bool:
-        """Whether there is such a version, on disk or loaded, whatever its state."""
-        return number in self.sources or number in self.problems or number in self._ready
+    @property
+    def numbers(self) -> set[int]:
+        """See `Routes.numbers`."""
+        return {*self.sources, *self._ready, *(number for number in self.problems if number is not None)}
 
     def failure_of(self, number: int) -> str:
         """Why the latest attempt to load a version failed; ``""`` if it did not."""
@@ -141,79 +152,11 @@ class ServedModel:
 
     # Who answers
 
-    def route(self, version: int | None, label: str | None) -> Version:
-        """The READY version that a request means.
-
-        Raises:
-            InvalidArgument: no such label.
-            NotFound: no such version.
-            Unavailable: it is there, but not READY.
-        """
-        if label is not None:
-            version = self.number_of(label)
-        if version is not None:
-            ready = self._ready.get(version)
-            if ready is None:
-                raise self._not_ready(version)
-            return ready
-        if self.config.split and (chosen := self._by_share()) is not None:
-            return chosen
-        if self.default is None:
-            raise self._not_ready(None)
-        return self.default
-
-    def number_of(self, label: str) -> int:
-        """The version that a label means; `InvalidArgument` if there is no such label."""
-        if label not in self.labels:
-            known = f"; model {self.name!r} has {', '.join(sorted(self.labels))}" if self.labels else ""
-            raise InvalidArgument(f"Unrecognized servable version label: {label}{known}")
-        return self.labels[label]
-
-    def resolve(self, name: int | str) -> Version | None:
-        """The READY version of a number or label; None if there is none."""
-        number = name if isinstance(name, int) else self.labels.get(name, int(name) if name.isdigit() else -1)
-        return self._ready.get(number)
-
-    def _by_share(self) -> Version | None:
-        """One of the READY versions of the split, by weight; None if none of them is READY."""
-        shares = [(v, share) for name, share in self.config.split.items() if (v := self.resolve(name)) and share]
-        if not shares:
-            return None
-        weights = [share for _, share in shares]
-        return random.choices([version for version, _ in shares], weights)[0]  # noqa: S311 - spreads load, hides nothing
-
-    def _not_ready(self, number: int | None) -> Exception:
-        statuses = [s for s in self.statuses() if number is None or s.version == number]
-        if statuses:
-            status = statuses[0]
-            why = f": {status.reason}" if status.reason else ""
-            if status.version == 0 and status in self.problems.values():
-                return Unavailable(f"model {self.name!r} could not be loaded{why}")
-            return Unavailable(f"model {self.name!r} version {status.version} is {status.state.value}, not READY{why}")
-        if number is not None:
-            known = ", ".join(str(n) for n in sorted(self._ready)) or "none that is READY"
-            return NotFound(
-                f"Servable not found for request: Specific({self.name}, {number}); "
-                f"model {self.name!r} has version {known}"
-            )
-        if not self.is_enabled:
-            return Unavailable(f"model {self.name!r} is not loaded")
-        return Unavailable(f"model {self.name!r} has no version that is READY")
-
-    def is_coming(self, version: int | None, label: str | None) -> bool:
-        """Whether a version is being loaded in the place of the one that went before it.
-
-        A request that finds none READY waits for that; before the first one is READY it is refused.
-        """
-        if self.default is not None:
-            return False
-        if self.is_asleep:
-            return True
-        if version is not None or label is not None:
-            return False
+    @property
+    def is_moving(self) -> bool:
+        """See `Routes.is_moving`."""
         is_awaited = self._has_served or self.config.on_demand
-        is_moving = self._is_waking or self._is_reconciling.locked()
-        return is_awaited and is_moving and self._missing()
+        return is_awaited and (self._is_waking or self._is_reconciling.locked()) and self._missing()
 
     @property
     def is_asleep(self) -> bool:
@@ -225,6 +168,7 @@ class ServedModel:
         if not self.is_asleep:
             return False
         self._is_awake = self._is_waking = True
+        self._bench.follower.changed()
         return True
 
     async def evict(self) -> None:
@@ -235,6 +179,7 @@ class ServedModel:
             self._is_awake = False
             for version in list(self.versions):
                 await self._unload(version)
+        self._bench.follower.changed()
 
     def residents(self) -> list[Resident]:
         """Its loaded versions, as the memory budget sees them."""
@@ -264,12 +209,14 @@ class ServedModel:
         async with self._is_reconciling:
             self._is_waking = False
             self._mark_due_failures()
+            self._bench.follower.changed()
             while (action := next_action(self.wanted(), self._states(), self.config.transition)) is not None:
                 if isinstance(action, Load):
                     await self._load(self.sources[action.version])
                 else:
                     await self._unload(self._ready[action.version])
             self._move_labels()
+        self._bench.follower.changed()
 
     def wanted(self) -> set[int]:
         """The versions that should be READY."""
@@ -367,6 +314,9 @@ class ServedModel:
             self._move_labels()
         if self._is_shown(version):
             self._bench.metrics.state_changed(version.status)
+        if state is State.DRAINING:
+            self._bench.follower.draining(version)
+        self._bench.follower.changed()
         if state in (State.READY, State.FAILED):
             arrived, self._arrived = self._arrived, asyncio.Event()
             arrived.set()

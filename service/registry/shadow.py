@@ -50,6 +50,7 @@ class ShadowedHandle:
         outputs = await answer
         if self._other.is_ready:
             told = self._metrics.shadow(self.model, self._other.source.version)
+            self._other.lifecycle.acquire()
             trial = VersionHandle(self._other)
             self._keep(asyncio.create_task(_try(trial, signature, inputs, outputs, told)))
         return outputs

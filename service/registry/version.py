@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,6 +30,7 @@ from service.runtime.records import SignatureRecord
 from service.tensors import Signature, Tensors
 
 _log = logging.getLogger("kiln.registry")
+_KEYS = itertools.count(1)
 _FIRST_REQUESTS_S = 1.0
 """Those that wait for a version to be READY come first; then its plans are looked for."""
 
@@ -114,6 +116,8 @@ class Version:
 
     def __init__(self, source: Source, on_change: Callable[[Version], None]) -> None:
         self.source = source
+        self.key = next(_KEYS)
+        """A number that no other version of this process has: one whose files were replaced has another."""
         self.lifecycle = Lifecycle(source.model, source.version, lambda _: self._changed())
         self.model: Model | None = None
         self.batcher: Batcher | None = None
@@ -318,14 +322,13 @@ class Version:
 
 
 class VersionHandle:
-    """A READY version held for one request."""
+    """A version held for one request, whose lifecycle has counted it."""
 
     __slots__ = ("_batcher", "_owner", "model", "signatures", "version")
 
     def __init__(self, version: Version) -> None:
         assert version.model is not None
         assert version.batcher is not None
-        version.lifecycle.acquire()
         self.model = version.source.model
         self.version = version.source.version
         self.signatures: Mapping[str, Signature] = version.model.signatures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 
 from service import __version__
 from service.errors import INTERNAL_ERROR, KilnError
-from service.metrics import Metrics
 from service.predictor import Engine, Predictor
 from service.rest.admin import admin_router
 from service.rest.codes import HTTP_STATUS
@@ -24,6 +23,13 @@ from service.rest.openinference_admin import extensions_router
 from service.rest.options import RestOptions
 from service.rest.shared_memory import shared_memory_router
 from service.rest.tfserving import tfserving_app
+
+
+class Pages(Protocol):
+    """Who has the page of metrics; see `Metrics`."""
+
+    async def whole_page(self, accept: str) -> tuple[bytes, str]:
+        """The page and its content type, for an ``Accept`` header."""
 
 
 class KilnApp(FastAPI):
@@ -52,7 +58,7 @@ class KilnApp(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool], options: RestOptions) -> KilnApp:
+def rest_app(predictor: Predictor, pages: Pages, is_ready: Callable[[], bool], options: RestOptions) -> KilnApp:
     """The whole HTTP side as one ASGI app."""
     app = KilnApp(
         title="Kiln",
@@ -67,7 +73,7 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
     app.include_router(extensions_router(predictor, options.max_message_bytes))
     app.include_router(metadata_router(predictor, is_ready, options.memory))
     app.include_router(admin_router(predictor, options.max_message_bytes))
-    _add_metrics(app, metrics)
+    _add_metrics(app, pages)
     app.add_exception_handler(KilnError, _kiln_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
@@ -75,7 +81,7 @@ def rest_app(predictor: Predictor, metrics: Metrics, is_ready: Callable[[], bool
     return app
 
 
-def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+def _add_metrics(app: FastAPI, pages: Pages) -> None:
     forms: dict[int | str, dict[str, Any]] = {200: {"content": {"application/openmetrics-text": {}}}}
 
     @app.get(
@@ -93,7 +99,7 @@ def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
         responses=forms,
     )
     async def page(request: Request) -> Response:
-        content, content_type = metrics.page(request.headers.get("accept", ""))
+        content, content_type = await pages.whole_page(request.headers.get("accept", ""))
         return Response(content, media_type=content_type, headers={"vary": "accept"})
 
 

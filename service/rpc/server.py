@@ -34,7 +34,7 @@ class RpcServer:
         self._options = (
             ("grpc.max_receive_message_length", options.max_message_bytes + _OVER_LIMIT_BYTES),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(options.is_shared)),
         )
         self._server: grpc.aio.Server | None = None
 

@@ -41,14 +41,16 @@ def all_services(predictor: Predictor, is_ready: Callable[[], bool], options: Rp
     """Both dialects, health and reflection."""
     memory, bounds = options.memory, options.bounds
     health = HealthService(_DIALECTS)
+    handlers = {
+        **open_inference_handlers(predictor, is_ready, memory, bounds),
+        **open_inference_admin_handlers(predictor),
+        **shared_memory_handlers(SERVICE, memory),
+        **tfserving_handlers(predictor, bounds),
+    }
+    if options.around is not None:
+        handlers = {path: options.around(path, handler) for path, handler in handlers.items()}
     return Services(
-        handlers={
-            **open_inference_handlers(predictor, is_ready, memory, bounds),
-            **open_inference_admin_handlers(predictor),
-            **shared_memory_handlers(SERVICE, memory),
-            **tfserving_handlers(predictor, bounds),
-            **health.handlers(),
-        },
+        handlers={**handlers, **health.handlers()},
         streams={
             **open_inference_streams(predictor, memory, bounds),
             **health.streams(),

@@ -15,14 +15,17 @@ import pytest_asyncio
 from service.batching.queue import Limits
 from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.following.followed import Following
+from service.frontend.fresh import FreshApp, around
+from service.frontend.hub import Hub
 from service.health import Health
 from service.metrics import Metrics
-from service.predictor import Predictor
+from service.predictor import Engine, Predictor
 from service.registry.config import ModelConfigs
 from service.registry.registry import Registry
 from service.registry.repository import Kind, Repository, Source
 from service.registry.version import RegistryOptions
-from service.rest.app import KilnApp, rest_app
+from service.rest.app import Pages, rest_app
+from service.rest.http import Asgi
 from service.rest.options import RestOptions
 from service.rpc.asgi import GrpcApp
 from service.rpc.options import RpcOptions
@@ -30,10 +33,13 @@ from service.rpc.server import RpcServer
 from service.shared_memory import OFF, SharedMemory
 from tests.asgi_channel import AsgiChannel
 from tests.fakes import FakeModel
+from tests.integration.loopback import FrontEnd
 from tests.integration.rpc import Caller
 
 MAX_MESSAGE_BYTES = 1 << 20
 GZIP_MIN_BYTES = 1 << 10
+BEHIND_CHANNEL = False
+"""Whether `start_kiln` puts a channel between front ends and engine, as `--frontends` does."""
 
 
 @dataclass
@@ -45,11 +51,17 @@ class Kiln:
     registry: Registry
     health: Health
     predictor: Predictor
-    app: KilnApp
+    app: Asgi
     rpc: RpcServer
     grpc_app: GrpcApp
     grpc_port: int = 0
     limits: Limits = field(default_factory=lambda: Limits(8, 64, 1 << 20))
+    front_end: FrontEnd | None = None
+
+    def close(self) -> None:
+        """Let go what is between front ends and engine, if there is anything."""
+        if self.front_end is not None:
+            self.front_end.close()
 
     @contextlib.asynccontextmanager
     async def channel(self, transport: str) -> AsyncIterator[Any]:
@@ -75,6 +87,7 @@ async def start_kiln(
     """Serve `models`, each as version 1; the gRPC server listens on a free port of 127.0.0.1."""
     limits = limits or Limits(8, 64, 1 << 20)
     metrics = Metrics()
+    hub = Hub(metrics) if BEHIND_CHANNEL else None
     options = RegistryOptions(
         materialize=lambda source: source.path,
         load=lambda path, config: models[path.name],
@@ -83,20 +96,38 @@ async def start_kiln(
         explicit=explicit,
     )
     sources = tuple(Source(name, 1, Kind.KERAS, Path(name)) for name in sorted(models))
-    registry = Registry(Repository(sources), options, metrics, configs=configs)
+    registry = Registry(Repository(sources), options, metrics, configs=configs, follower=hub)
     health = Health(registry.can_serve)
-    predictor = Predictor(registry, metrics, following)
-    rpc_options = RpcOptions("127.0.0.1:0", MAX_MESSAGE_BYTES, 30.0, memory, bounds)
+    engine: Engine = registry
+    pages: Pages = metrics
+    front_end = wrap = None
+    if hub is not None:
+        hub.follow(registry, health.is_ready)
+        front_end = FrontEnd(1, hub, memory)
+        await front_end.join()
+        engine = pages = front_end.engine
+        wrap = around(front_end.engine)
+    predictor = Predictor(engine, front_end.metrics if front_end else metrics, following)
+    rpc_options = RpcOptions("127.0.0.1:0", MAX_MESSAGE_BYTES, 30.0, memory, bounds, around=wrap)
     rpc = RpcServer(predictor, health.is_ready, rpc_options)
     grpc_app = GrpcApp(rpc.services, rpc_options)
     rest_options = RestOptions(MAX_MESSAGE_BYTES, 100, 30.0, GZIP_MIN_BYTES, memory, bounds)
-    app = rest_app(predictor, metrics, health.is_ready, rest_options)
+    app: Any = rest_app(predictor, pages, health.is_ready, rest_options)
+    if front_end is not None:
+        app = FreshApp(app, front_end.engine)
     await registry.load_all()
     health.loaded = True
     kiln = Kiln(next(iter(models.values())), metrics, registry, health, predictor, app, rpc, grpc_app, limits=limits)
+    kiln.front_end = front_end
     kiln.grpc_port = await rpc.start()
     await rpc.set_serving(serving=health.is_ready())
     return kiln
+
+
+@pytest.fixture
+def behind_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of this test have a channel between front ends and engine."""
+    monkeypatch.setattr("tests.integration.conftest.BEHIND_CHANNEL", True)
 
 
 @pytest_asyncio.fixture
@@ -108,6 +139,7 @@ async def kiln() -> AsyncIterator[Kiln]:
     model.unblock()
     await kiln.registry.stop(5.0)
     await kiln.rpc.stop(0.5)
+    kiln.close()
 
 
 @pytest.fixture(params=["grpcio", "asgi"])

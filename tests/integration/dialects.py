@@ -223,6 +223,7 @@ async def serving(
         model.unblock()
         await kiln.registry.stop(5.0)
         await kiln.rpc.stop(0.0)
+        kiln.close()
 
 
 def _headers(question: Question) -> dict[str, str]:

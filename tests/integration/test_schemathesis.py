@@ -59,6 +59,7 @@ class Server:
 
     @property
     def app(self) -> KilnApp:
+        assert isinstance(self._kiln.app, KilnApp)
         return self._kiln.app
 
     def ask(self, request: requests.PreparedRequest) -> Response:

@@ -36,7 +36,9 @@ class Ran:
         self.logs: list[tuple[str, str]] = []
         self.error: Exception | None = None
         monkeypatch.setattr(server, "run", self._run)
-        monkeypatch.setattr(logs, "configure", lambda level, form, *, access=False: self.logs.append((level, form)))
+        monkeypatch.setattr(
+            logs, "configure", lambda level, form, process="", *, access=False: self.logs.append((level, form))
+        )
 
     def _run(self, settings: Settings) -> None:
         self.settings.append(settings)

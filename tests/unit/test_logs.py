@@ -49,6 +49,16 @@ def test_a_line_for_machines_is_one_json_object(written: Callable[[], str]):
     assert event == {"level": "warning", "logger": "kiln.batcher", "message": 'two\nlines, "quoted" é'}
 
 
+def test_lines_of_several_processes_tell_whose_they_are(written: Callable[[], str]):
+    """In both forms, between the level and the logger."""
+    logs.configure("info", "console", "frontend-1")
+    logging.getLogger("kiln.server").info("ready")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO    frontend-1  kiln\.server     ready\n", written())
+    logs.configure("info", "json", "engine")
+    logging.getLogger("kiln.server").info("ready")
+    assert json.loads(written())["process"] == "engine"
+
+
 def test_the_time_is_that_of_the_event_in_utc():
     """The time in the JSON form comes from the record, to the millisecond."""
     record = logging.LogRecord("kiln", logging.INFO, "x.py", 1, "hello", None, None)

@@ -18,6 +18,7 @@ ORDER = (
     ("service.cli", "service.embedded"),
     ("service.inspection",),
     ("service.server",),
+    ("service.frontend",),
     ("service.observers",),
     ("service.rest", "service.rpc"),
     ("service.examples", "service.extensions", "service.timing"),
@@ -41,23 +42,32 @@ LEAVES = {
 """Modules without imports of their own but errors and tensors; any room may look at what they define."""
 
 INVERSIONS = {
+    ("service.registry.catalogue", "service.predictor"): "it answers what the `Engine` is asked of its models",
     ("service.registry.registry", "service.predictor"): "it is the `Engine` that the predictor declares",
 }
 """Where the protocol stands above what fulfils it."""
 
 ASIDE = {
-    "service.metrics": {"service.server", "service.observers", "service.rest", "service.predictor", "service.registry"},
+    "service.metrics": {
+        "service.server",
+        "service.frontend",
+        "service.observers",
+        "service.predictor",
+        "service.registry",
+    },
     "service.settings": {
         "service.cli",
         "service.embedded",
         "service.inspection",
         "service.server",
+        "service.frontend",
         "service.observers",
     },
-    "service.logs": {"service.cli", "service.embedded", "service.extensions"},
+    "service.logs": {"service.cli", "service.embedded", "service.frontend", "service.extensions"},
     "service.health": {"service.server"},
     "service.warm_cache": {"service.server"},
     "service.trace_context": {
+        "service.frontend",
         "service.rest",
         "service.rpc",
         "service.timing",
@@ -65,7 +75,7 @@ ASIDE = {
         "service.following",
         "service.logs",
     },
-    "service.shared_memory": {"service.server", "service.rest", "service.rpc"},
+    "service.shared_memory": {"service.frontend", "service.rest", "service.rpc"},
 }
 """What stands beside the rooms, and which of them are handed it."""
 
@@ -75,7 +85,7 @@ OPENERS = tuple(f"service/registry/{name}.py" for name in ("exporting", "importe
 WALLS = {
     "fastapi": ("service/rest/",),
     "starlette": ("service/rest/",),
-    "uvicorn": ("service/server.py",),
+    "uvicorn": ("service/rest/server.py",),
     "grpc": ("service/rpc/",),
     "grpc_health": ("service/rpc/",),
     "grpc_reflection": ("service/rpc/",),
@@ -117,6 +127,7 @@ PURE = (
     "service/batching/slo.py",
     "service/batching/curve.py",
     "service/batching_file.py",
+    "service/frontend/ring.py",
     "service/registry/policy.py",
     "service/registry/memory.py",
     "service/examples.py",
@@ -200,7 +211,7 @@ def test_the_walk_finds_imports():
     """The walls below are of things that are there: known imports are found, lazy ones told from others."""
     found = {(each.path, each.imported, each.lazy) for each in imports()}
     assert ("service/rest/app.py", "fastapi.FastAPI", False) in found
-    assert ("service/server.py", "uvicorn", False) in found
+    assert ("service/rest/server.py", "uvicorn", False) in found
     assert any(path == "service/runtime/savedmodel.py" and name == "tensorflow" and lazy for path, name, lazy in found)
     assert len({each.path for each in imports()}) > 30
 
@@ -223,7 +234,7 @@ def test_what_models_need_is_imported_in_functions(package: str):
 def test_pure_modules_know_neither_clock_nor_loop_nor_thread():
     """The queue, the policy, the tensors, the errors and all codecs can be tested without waiting."""
     codecs = {each.path for each in imports() if each.path.endswith("_codec.py")}
-    assert len(codecs) == 13
+    assert len(codecs) == 15
     offences = [
         str(each)
         for each in imports()
