@@ -25,6 +25,7 @@ from tests.e2e.conftest import Digits, Start
 from tests.e2e.process import DIGITS, ROOT, Server, command, environment, wait_for
 
 FRONTENDS = ("--frontends", "2", "--plan", "signature")
+PORTS = ("--host", "127.0.0.1", "--rest-port", "0", "--grpc-port", "0")
 LOST = ("ConnectionResetError", "ConnectionRefusedError", "RemoteDisconnected", "BrokenPipeError", "IncompleteRead")
 """What callers see of a process that is gone."""
 
@@ -183,6 +184,53 @@ def test_the_end_of_the_engine_is_the_end_of_all(start: Start):
     assert server.exit_code() == -signal.SIGKILL
     psutil.wait_procs(left, timeout=10)
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left)
+
+
+def test_each_front_end_follows_its_requests(start: Start, digits: Digits, tmp_path: Path):
+    """Access log, request log and the counts of both are of one server; files of two processes do not collide."""
+    kept = tmp_path / "kept"
+    options = ("--access-log", "--log-format", "json", "--request-log", kept, "--request-log-share", "1")
+    server = start(DIGITS, *FRONTENDS, *options, "--request-log-format", "jsonl")
+    body = json.dumps({"image": digits.images[0].tolist()}).encode()
+    ask_until_both_answered(server, body)
+    asked = len(access_lines(server))
+    server.wait(lambda: server.metric('kiln_request_log_records_total{outcome="written"}') == asked, "all are written")
+    assert server.metric("kiln_requests_total") == asked
+    assert {line["process"] for line in access_lines(server)} == {"frontend-1", "frontend-2"}
+    files = [path for path in kept.rglob("*") if path.is_file()]
+    assert sorted({path.name.split("-")[2] for path in files}) == ["frontend1", "frontend2"]
+    assert sum(len(path.read_text().splitlines()) for path in files) == asked
+    server.signal()
+    assert server.exit_code() == 0
+
+
+def access_lines(server: Server) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+    return [line for line in lines if line["logger"] == "kiln.access"]
+
+
+def ask_until_both_answered(server: Server, body: bytes) -> None:
+    """Whichever the kernel gives a connection to: after a while each has had some."""
+    answers = 0
+
+    def both() -> bool:
+        nonlocal answers
+        status, answer = server.request("POST", "/predict/digits", body)
+        assert status == 200, answer
+        answers += 1
+        lines = access_lines(server)
+        return len(lines) == answers and len({line["process"] for line in lines}) == 2
+
+    server.wait(both, "requests at both front ends")
+
+
+def test_what_keeps_front_ends_from_starting(cache: Path, tmp_path: Path):
+    """Is told as without them."""
+    (tmp_path / "file").touch()
+    done = run(DIGITS, "--cache-dir", cache, *PORTS, *FRONTENDS, "--request-log", tmp_path / "file")
+    assert done.returncode == 1
+    assert f"request_log: {tmp_path / 'file'} cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("side", ["rest", "grpc"])

@@ -130,6 +130,13 @@ def behind_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.integration.conftest.BEHIND_CHANNEL", True)
 
 
+@pytest.fixture(params=["in one process", "behind a channel"])
+def placed(request: pytest.FixtureRequest) -> None:
+    """Servers are asked where front ends and engine are one process, and where shared memory is between them."""
+    if request.param == "behind a channel":
+        request.getfixturevalue("behind_channel")
+
+
 @pytest_asyncio.fixture
 async def kiln() -> AsyncIterator[Kiln]:
     """A server with one model, ``double``: see `tests.fakes.FakeModel`."""

@@ -19,6 +19,7 @@ import pytest_asyncio
 
 from service.batching.queue import Limits, Spent
 from service.errors import (
+    Code,
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
@@ -27,9 +28,11 @@ from service.errors import (
     Overloaded,
     Unavailable,
 )
+from service.following.followed import SpanIds
 from service.frontend.frames_codec import Asked, Block, Kind, Place, encode_request, frame
 from service.frontend.hub import Hub
 from service.frontend.remote import RemoteEngine, RemoteHandle
+from service.logs import fields_of
 from service.metrics import Metrics
 from service.predictor import ModelRef, Predictor, Request
 from service.registry.config import ModelConfig, Shadow
@@ -41,6 +44,7 @@ from service.registry.repository import Repository, Source
 from service.registry.version import RegistryOptions
 from service.shared_memory import SharedMemory
 from service.tensors import DataType, Signature, Tensors, TensorSpec
+from service.trace_context import Caller
 from tests.fakes import DOUBLE, FakeModel, rows
 from tests.integration.loopback import RING_BYTES, FrontEnd
 
@@ -518,6 +522,110 @@ async def test_the_page_has_the_requests_of_all_front_ends(server: Server):
     again = (await server.front_ends[0].engine.whole_page("application/openmetrics-text"))[0].decode()
     assert f"kiln_requests_total{labels} 2.0" in again
     assert 'trace_id="trace"' in again
+
+
+async def test_goals_refusals_and_kept_records_are_one_total():
+    """What either front end has met or missed, what the queue refused, and what became of kept requests."""
+    async with serving(config=ModelConfig(versions=All(), slo_ms=1e6)) as server:
+        for each in server.front_ends:
+            count = each.metrics.request_log()
+            for code in (None, Code.INTERNAL):
+                observed = each.metrics.request("m", "grpc-v2")
+                observed.version, observed.decode_s, observed.answered = 2, 0.25, observed.started
+                observed.done(code)
+                count("written")
+        server.model.block()
+        first = server.asking(1.0)
+        await entered(server.model)
+        late = server.asking(1.0)
+        await until(lambda: server.queued_rows() == 1)
+        late.cancel()
+        await until(lambda: len(server.front_ends[0].link._running) == 1)
+        server.model.unblock()
+        await first
+        for each in server.front_ends:  # whoever is asked, and however often
+            text = (await each.engine.whole_page(""))[0].decode()
+            for outcome in ("met", "missed"):
+                assert f'kiln_slo_requests_total{{model="m",outcome="{outcome}",version="2"}} 2.0' in text
+            for name, value in (("decode", "4.0"), ("encode", "4.0")):
+                labels = 'model="m",protocol="grpc-v2",version="2"'
+                assert f"kiln_{name}_seconds_count{{{labels}}} {value}" in text
+            assert 'kiln_dropped_requests_total{model="m",reason="cancelled",version="2"} 1.0' in text
+            assert 'kiln_request_log_records_total{outcome="written"} 4.0' in text
+
+
+# Who asks
+
+
+async def test_a_priority_is_kept(server: Server):
+    """As where front ends and engine are one process: 1 goes first, 3 last."""
+    await entered_full(server)
+    tasks = []
+    for value, priority in ((20.0, 3), (21.0, 0), (22.0, 1)):
+        tasks.append(asyncio.create_task(server.hold().submit(DOUBLE, rows(*[value] * 8), None, None, priority)))
+        await until(lambda: server.queued_rows() == 8 * len(tasks))
+    server.model.unblock()
+    await asyncio.gather(*tasks)
+    assert [batch["x"][0, 0] for batch in server.model.batches][2:] == [22.0, 21.0, 20.0]
+
+
+async def entered_full(server: Server) -> None:
+    """The model runs, and a full batch is assembled for the time after that."""
+    server.model.block()
+    running = server.asking(1.0)
+    await entered(server.model)
+    ahead = server.asking(*[2.0] * 8)
+    await until(lambda: len(server.registry.routes["m"].ready[2].batcher._running) == 2)  # type: ignore[union-attr]
+    server.hub.registry._keep(asyncio.create_task(_both(running, ahead)))
+
+
+async def _both(*tasks: asyncio.Task[Tensors]) -> None:
+    await asyncio.gather(*tasks)
+
+
+async def test_a_batch_of_two_front_ends_is_traced(server: Server):
+    """Each of its requests learns of the batch and of the spans in it, those of the other front end too."""
+    server.model.block()
+    first = server.asking(1.0)
+    await entered(server.model)
+    spans = [SpanIds(7, number, 0) for number in (1, 2)]
+    spent = [Spent(caller=Caller(request_id=f"r-{span.span_id}"), span=span) for span in spans]
+    tasks = [
+        asyncio.create_task(server.hold(place).submit(DOUBLE, rows(2.0), None, each))
+        for place, each in enumerate(spent)
+    ]
+    await until(lambda: server.queued_rows() == 2)
+    server.model.unblock()
+    await asyncio.gather(first, *tasks)
+    for each in spent:
+        (run,) = each.runs
+        assert (run.rows, set(run.spans)) == (2, set(spans))
+        assert each.caller in (Caller(request_id="r-1"), Caller(request_id="r-2"))
+
+
+async def test_a_traced_request_that_expires(server: Server):
+    """Tells how long it waited."""
+    server.model.block()
+    first = server.asking(1.0)
+    await entered(server.model)
+    spent = Spent(span=SpanIds(7, 1, 0))
+    late = asyncio.create_task(server.hold().submit(DOUBLE, rows(2.0), time.monotonic() + 0.01, spent))
+    with pytest.raises(DeadlineExceeded):
+        await late
+    server.model.unblock()
+    await first
+    assert spent.queue_s > 0
+    assert spent.runs == ()
+
+
+async def test_what_fails_is_logged_with_its_callers_ids(server: Server, caplog: pytest.LogCaptureFixture):
+    """In the engine, which has not seen the request itself."""
+    server.model.poison = 5.0
+    spent = Spent(caller=Caller(request_id="r-1"))
+    with pytest.raises(Internal):
+        await server.hold().submit(DOUBLE, rows(5.0), None, spent)
+    (record,) = [record for record in caplog.records if record.getMessage() == "the model failed"]
+    assert fields_of(record) == {"request_id": "r-1"}
 
 
 # What goes wrong between the two

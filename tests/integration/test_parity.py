@@ -24,14 +24,7 @@ from tests.integration.load import entered, queued
 from tests.integration.rpc import INFER, PREDICT, infer_request, predict_request
 from tests.signatures import assert_same, many, one
 
-
-@pytest.fixture(autouse=True, params=["in one process", "behind a channel"])
-def placed(request: pytest.FixtureRequest) -> None:
-    """Every case is asked where front ends and engine are one process, and where shared memory is between them."""
-    if request.param == "behind a channel":
-        request.getfixturevalue("behind_channel")
-
-
+pytestmark = pytest.mark.usefixtures("placed")
 LATE = "the deadline passed after … ms in the queue"
 ALL = frozenset({"rest-tfs", "rest-v2", "grpc-tfs", "grpc-v2"})
 FP32 = np.float32

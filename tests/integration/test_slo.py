@@ -29,6 +29,7 @@ async def kiln() -> AsyncIterator[Kiln]:
     model.unblock()
     await kiln.registry.stop(5.0)
     await kiln.rpc.stop(0.5)
+    kiln.close()
 
 
 def request(value: float, **parameters: int) -> dict[str, object]:
@@ -66,6 +67,7 @@ async def test_a_timeout_that_no_run_can_keep_is_refused(kiln: Kiln, caller: Cal
     assert kiln.model.batches == []
 
 
+@pytest.mark.usefixtures("placed")
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
 async def test_a_priority_goes_before_what_came_earlier(kiln: Kiln, caller: Caller, protocol: str):
     """1 before none, none before 3."""

@@ -35,6 +35,7 @@ from tests.integration.test_metrics import OIP_BODY, PROTOCOLS, TFS_BODY, ask_ea
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 INFER_PATH = "/v2/models/double/infer"
+pytestmark = pytest.mark.usefixtures("placed")
 
 
 @pytest.fixture
@@ -52,6 +53,7 @@ async def kiln(exporter: InMemorySpanExporter) -> AsyncIterator[Kiln]:
     model.unblock()
     await kiln.registry.stop(5.0)
     await kiln.rpc.stop(0.5)
+    kiln.close()
 
 
 def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.following.record_folder import FolderBounds, LineFile, RecordFolder
+from service.following.record_folder import FolderBounds, LineFile, Part, RecordFolder
 
 ROOMY = FolderBounds(1 << 20, 1 << 24)
 
@@ -161,3 +161,33 @@ def test_a_file_that_goes_meanwhile(tmp_path: Path):
     folder.close()
     (path,) = tmp_path.glob("b/1/*")
     assert path.read_bytes() == b"1\n"
+
+
+def test_processes_share_a_folder(tmp_path: Path):
+    """Each keeps to its own part of the bound, and lets the files of the others be, also when it starts anew."""
+    bounds = FolderBounds(1024, 2048)
+    first, second = (RecordFolder(tmp_path, "jsonl", bounds, part=Part(number, 2)) for number in (1, 2))
+    for number in range(20):
+        first.write("a", 1, b"x" * 900)
+        if number < 2:
+            second.write("a", 1, b"y" * 900)
+    again = RecordFolder(tmp_path, "jsonl", bounds, part=Part(1, 2))
+    again.write("a", 1, b"z" * 900)
+    assert sorted(record[:1] for record in contents(tmp_path)["a/1"]) == [b"x", b"y", b"y", b"z"]
+    assert len({path.name for path in files(tmp_path)}) == 4
+    for folder in (first, second, again):
+        folder.close()
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        (Part(), ["-1-1", "-frontend1-1-1", "-frontend2-1-1", "-frontend9-1-1"]),
+        (Part(1, 2), ["-1-1", "-frontend1-1-1", "-frontend9-1-1"]),
+        (Part(2, 2), ["-frontend2-1-1"]),
+    ],
+)
+def test_whose_a_file_is(part: Part, names: list[str]):
+    """Of its writer; the first process has those of writers that are no more."""
+    every = ["-1-1", "-frontend1-1-1", "-frontend2-1-1", "-frontend9-1-1"]
+    assert [name for name in every if part.has(f"requests-20260101T000000Z{name}.jsonl")] == names
