@@ -87,6 +87,7 @@ async def kiln() -> AsyncIterator[Kiln]:
     yield kiln
     await kiln.registry.stop(5.0)
     await kiln.rpc.stop(0.0)
+    kiln.close()
 
 
 @pytest.fixture
@@ -104,6 +105,7 @@ HOUSE = {"area": 100.4, "driveway": "yes"}
 PRICE = {"out_area": {"value": 201, "unit": "CAD"}, "out_driveway": "yesyes"}
 
 
+@pytest.mark.usefixtures("placed")
 @pytest.mark.parametrize(
     ("model", "kind", "body", "expected"),
     [
@@ -194,6 +196,7 @@ async def test_it_is_asked_with_post(client: Client):
     assert response.error == "/predict/house is asked with POST, not GET"
 
 
+@pytest.mark.usefixtures("placed")
 async def test_a_list_is_one_batch(kiln: Kiln, client: Client):
     """Of several rows; what cannot be fused is a run for each."""
     await client.post("/predict/plain", [{"x": [1, 2, 3]}] * 4)
@@ -229,6 +232,7 @@ async def test_ids_come_back(client: Client):
     assert response.headers["x-request-id"] == "42"
 
 
+@pytest.mark.usefixtures("placed")
 async def test_the_document_has_each_model(client: Client):
     """In its own terms: fields with units and values, its example, what it takes and answers."""
     paths = (await client.get("/openapi.json")).json["paths"]
