@@ -22,6 +22,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q service  # also where the environment forbids Python to keep bytecode: starts take less
 	touch $@
 
 serve: setup  ## serve the example models: REST on 8501, gRPC on 8500

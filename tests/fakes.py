@@ -50,6 +50,7 @@ class FakeModel:
     parallel = 1
     needs_planning = False
     is_planned = True
+    is_known = False
 
     def __init__(self, signatures: Mapping[str, Signature] | None = None) -> None:
         self.memory: dict[str, MemoryUse] = {}

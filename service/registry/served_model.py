@@ -257,7 +257,7 @@ class ServedModel(Routes[Version]):
         if not version.is_ready:
             self._note_failure(version)
             return
-        version.start_planning(self._bench.planning, self._bench.metrics)
+        version.start_planning(self._bench.planning, self._bench.metrics, self._bench.room)
         if before is not None:
             await self._unload(before)
 

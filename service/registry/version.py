@@ -52,6 +52,8 @@ class Model(BatchModel, Protocol):
     def warm_up(self) -> Mapping[str, SignatureRecord]: ...
     @property
     def is_planned(self) -> bool: ...
+    @property
+    def is_known(self) -> bool: ...
     def plan(self, tell: Callable[[str], None] = ...) -> bool: ...
     def cancel_planning(self) -> None: ...
     def close(self) -> None: ...
@@ -204,8 +206,7 @@ class Version:
             await self._fail(error, loader)
             room.release(self.source.model, self.source.version)
             return
-        self.held_bytes = {name: use.kept_bytes for name, use in model.memory.items()}
-        room.settle(self.source.model, self.source.version, self.held_bytes)
+        self._settle(model, room)
         warm_up_s = time.monotonic() - warm_up_start
         self.facts.load_s = time.monotonic() - self._start
         self._publish(model, options, metrics)
@@ -226,29 +227,41 @@ class Version:
         if problem:
             model.left_out = {**model.left_out, MEANING_FILE: problem}
 
-    def start_planning(self, turn: asyncio.Semaphore, metrics: Metrics) -> None:
+    def start_planning(self, turn: asyncio.Semaphore, metrics: Metrics, room: Room) -> None:
         """Find out better plans while it serves, when it is its `turn`, and put them in use."""
         if self.is_ready and self.model is not None and self.model.needs_planning:
-            self._planning = asyncio.create_task(self._plan(self.model, turn, metrics))
+            self._planning = asyncio.create_task(self._plan(self.model, turn, metrics, room))
 
-    async def _plan(self, model: Model, turn: asyncio.Semaphore, metrics: Metrics) -> None:
+    async def _plan(self, model: Model, turn: asyncio.Semaphore, metrics: Metrics, room: Room) -> None:
         runner = ThreadRunner(f"kiln-plan-{self.source.model}-{self.source.version}", asyncio.get_running_loop())
         try:
             await asyncio.sleep(_FIRST_REQUESTS_S)
             async with turn:
                 self._has_turn = True
                 start = time.monotonic()
-                _log.info("%s: looking for its fastest plans", self.label)
+                what = (
+                    "loading TensorFlow, which it did not wait for"
+                    if model.is_known
+                    else "looking for its fastest plans"
+                )
+                _log.info("%s: %s", self.label, what)
                 is_changed = await result_of(runner, model.plan)
         except Exception:  # noqa: BLE001 - the version serves on without
             _log.exception("%s: unexpected error while planning; it is served as before", self.label)
             return
         finally:
             runner.close()
-        if is_changed and self.is_ready and self.batcher is not None:
+        if not self.is_ready or self.batcher is None:
+            return
+        self._settle(model, room)
+        if is_changed:
             self.batcher.refresh(model.parallel)
             self._tell_plans(model, metrics)
             _log.info("%s: planned in %.1f s: %s", self.label, time.monotonic() - start, self.facts.plans)
+
+    def _settle(self, model: Model, room: Room) -> None:
+        self.held_bytes = {name: use.kept_bytes for name, use in model.memory.items()}
+        room.settle(self.source.model, self.source.version, self.held_bytes)
 
     def _tell_plans(self, model: Model, metrics: Metrics) -> None:
         name, number = self.source.model, self.source.version

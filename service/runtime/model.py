@@ -17,7 +17,7 @@ from service.runtime.base import PlanUnavailable
 from service.runtime.candidates import Workshop, needs_tensorflow
 from service.runtime.devices import devices_for
 from service.runtime.drawing import Drawer
-from service.runtime.memory import MemoryUse, Meter, release_memory, stored_bytes
+from service.runtime.memory import MemoryUse, Meter, release_memory, stored_bytes, used_bytes
 from service.runtime.plan_record import PlanCache, machine, record_key
 from service.runtime.planner import first_inputs
 from service.runtime.planning import Planning, PlanningOptions, Request
@@ -69,7 +69,7 @@ class LoadedModel:
         if options.stateful and len(self.devices) > 1:
             raise ModelLoadError(f"a stateful model has one copy, but device {options.device!r} is {self.device}")
         self.memory: dict[str, MemoryUse] = {}
-        """What it takes of each memory (``CPU``, ``GPU:0``); known after `warm_up`."""
+        """What it takes of each memory (``CPU``, ``GPU:0``); known after `warm_up`, and again after `plan`."""
         self.plans: Mapping[str, SignatureRecord] = {}
         """What is known of each signature's plans; known after `warm_up`, and better after `plan`."""
         self.is_planned = False
@@ -139,8 +139,23 @@ class LoadedModel:
         self.memory = self._meter.read()
         return self.plans
 
+    @property
+    def is_known(self) -> bool:
+        """Whether its plans are known from before, so that `plan` has but to load what it did not wait for."""
+        return self._record is not None
+
     def plan(self, tell: Callable[[str], None] = lambda line: None) -> bool:  # noqa: ARG005
         """Find out the plans in a child process and put them in use; blocks. False where nothing has changed."""
+        before = used_bytes(self.devices)
+        try:
+            return self._plan(tell)
+        finally:
+            for name, used in used_bytes(self.devices).items():
+                held = self.memory.get(name, MemoryUse(0, 0))
+                kept_bytes = held.kept_bytes + max(used - before[name], 0)
+                self.memory[name] = MemoryUse(kept_bytes, max(held.peak_bytes, kept_bytes))
+
+    def _plan(self, tell: Callable[[str], None]) -> bool:
         if self._is_awaited:
             for replica in self._replicas:
                 replica.load()
@@ -308,6 +323,7 @@ class LoadedModel:
             for table in (table for tables in made for table in tables.values()):
                 table.close()
             cache.drop(self._key)
+            self._record = None
             for replica in self._replicas:
                 replica.load()
             return False

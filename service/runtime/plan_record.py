@@ -6,6 +6,7 @@ what was compiled for it lies beside it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
@@ -29,6 +31,8 @@ _log = logging.getLogger("kiln.planner")
 _FORMAT = 1
 """Raise it when records of before mean something else now."""
 _FILE = "record.json"
+_UNUSED_S = 90 * 24 * 3600.0
+"""A record that no start has asked for in so long is dropped."""
 _LIBRARIES = ("tensorflow", "openvino", "ai-edge-litert", "numpy")
 
 
@@ -50,6 +54,8 @@ class PlanCache:
         file = self.place(key) / _FILE
         try:
             record = _ADAPTER.validate_json(file.read_bytes())
+            with contextlib.suppress(OSError):  # a cache that is only read is not tidied either
+                os.utime(file)
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
@@ -61,7 +67,8 @@ class PlanCache:
         return record
 
     def keep(self, key: str, record: ModelRecord, about: Mapping[str, Any]) -> None:
-        """Write a record, with what it holds for."""
+        """Write a record, with what it holds for; those that nobody has used for long go."""
+        self._tidy()
         place = self.place(key)
         place.mkdir(parents=True, exist_ok=True)
         document = {**asdict(record), "about": dict(about)}
@@ -69,6 +76,12 @@ class PlanCache:
         with os.fdopen(handle, "w") as file:
             json.dump(document, file, indent=1, default=lambda value: value.value)
         Path(name).replace(place / _FILE)
+
+    def _tidy(self) -> None:
+        for file in self.folder.glob(f"*/{_FILE}"):
+            with contextlib.suppress(OSError):  # another process tidies too
+                if not file.parent.is_symlink() and time.time() - file.stat().st_mtime > _UNUSED_S:
+                    self.drop(file.parent.name)
 
     def drop(self, key: str) -> None:
         """Forget a record and its programs; those of a warm cache are only linked here, and stay."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +67,18 @@ def test_a_record_is_replaced_and_forgotten(plans: PlanCache) -> None:
     plans.drop("key")
     plans.drop("key")
     assert not plans.place("key").exists()
+
+
+def test_what_nobody_uses_goes_in_the_end(plans: PlanCache) -> None:
+    """A record that was not asked for in three months goes when another is written; to be asked for keeps it."""
+    long_ago = time.time() - 100 * 24 * 3600
+    for key in ("used", "unused"):
+        plans.keep(key, RECORD, {})
+    for key in ("used", "unused"):
+        os.utime(plans.place(key) / "record.json", (long_ago, long_ago))
+    assert plans.find("used") == RECORD
+    plans.keep("new", RECORD, {})
+    assert sorted(place.name for place in plans.folder.iterdir()) == ["new", "used"]
 
 
 def damaged(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:

@@ -18,6 +18,7 @@ from service.registry.lifecycle import State
 from service.registry.registry import Registry
 from service.registry.repository import Kind, Repository, Source
 from service.registry.version import RegistryOptions
+from service.runtime.memory import MemoryUse
 from service.runtime.records import Chosen, Difference, SignatureRecord
 from tests.fakes import FakeModel, rows
 
@@ -54,6 +55,7 @@ class Planned(FakeModel):
             )
         }
         self.best_rows, self.parallel = 2, 2
+        self.memory = {"CPU": MemoryUse(700, 900)}
         return True
 
     def cancel_planning(self) -> None:
@@ -112,6 +114,44 @@ async def serve() -> AsyncIterator[Callable[..., Served]]:
             if isinstance(model, Planned):
                 model.may_plan.set()
         await served.registry.stop(5.0)
+
+
+async def test_what_plans_take_is_counted_as_the_versions_memory(serve: Callable[..., Served]) -> None:
+    """Once they are in use; in the status, the budget and the metric."""
+    model = Planned()
+    model.memory = {"CPU": MemoryUse(500, 500)}
+    served = serve(cat=model)
+    await served.registry.load_all()
+
+    def held() -> list[int | None]:
+        (status,) = served.registry.statuses(ModelRef("cat"))
+        value = served.metrics.registry.get_sample_value(
+            "kiln_model_memory_bytes", {"model": "cat", "version": "1", "device": "CPU"}
+        )
+        return [status.memory_bytes, int(value or 0)]
+
+    assert held() == [500, 500]
+    model.may_plan.set()
+    await served.planned()
+    assert held() == [700, 700]
+
+
+@pytest.mark.parametrize(
+    ("is_known", "text"),
+    [(False, "looking for its fastest plans"), (True, "loading TensorFlow, which it did not wait for")],
+)
+async def test_the_log_says_what_is_done_behind(
+    serve: Callable[..., Served], caplog: pytest.LogCaptureFixture, is_known: bool, text: str
+) -> None:
+    """Finding plans takes a minute; those that are known need only what they left for later."""
+    caplog.set_level(logging.INFO, "kiln.registry")
+    model = Planned()
+    model.is_known = is_known
+    model.may_plan.set()
+    served = serve(cat=model)
+    await served.registry.load_all()
+    await served.planned()
+    assert [m for m in caplog.messages if text in m] == [f"cat v1: {text}"]
 
 
 async def test_a_version_serves_while_it_is_planned(serve: Callable[..., Served]) -> None:
