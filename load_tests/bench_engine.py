@@ -50,6 +50,7 @@ class NoModel:
     parallel = 1
     needs_planning = False
     is_planned = True
+    is_known = True
 
     def __init__(self) -> None:
         self.signatures = {SIGNATURE.name: SIGNATURE}
