@@ -127,7 +127,7 @@ async def test_lines_of_the_log_lead_to_a_trace_that_kiln_began(caplog: pytest.L
         told = fields_of(caplog.records[-1])
     (followed,) = setup.trace.told
     assert told == {"trace_id": followed.trace_id}
-    assert [asked.spent.caller.trace_id for asked in followed.asked] == [followed.trace_id]
+    assert [asked.spent.caller for asked in followed.asked] == [Caller(followed.trace_id)]
 
 
 @pytest.mark.parametrize("step", ["check", "submit", "answer"])
