@@ -187,6 +187,8 @@ class Predictor:
         observed = self._metrics.request(ref.name, protocol, trace_id)
         if followed is None:
             return Request(self.engine, ref, observed, who)
+        if followed.caller is not who:
+            caller.set(followed.caller)
         followed.model, followed.protocol, followed.started = ref.name, protocol, observed.started
         return FollowedRequest(self.engine, ref, observed, followed, self._following)
 

@@ -38,6 +38,7 @@ class Asked:
 class Followed:
     """One request that somebody wants to know of; the rest of it is there once it has ended.
 
+    `caller` has the trace that Kiln begins where it came with none.
     `started`, `answered` and `ended` are in seconds of `time.monotonic`; `code` is None for success.
     """
 
@@ -113,7 +114,10 @@ class Following:
         is_kept = self._keep is not None and random.random() < self._keep.share  # noqa: S311 - a sample
         if not (is_traced or is_kept or self._access is not None):
             return None
-        return Followed(caller, _span_ids(caller) if is_traced else None, is_kept)
+        ids = _span_ids(caller) if is_traced else None
+        if ids is not None and not caller.trace_id:  # so that lines of the log lead to the trace
+            caller = caller._replace(trace_id=f"{ids.trace_id:032x}")
+        return Followed(caller, ids, is_kept)
 
     def end(self, followed: Followed) -> None:
         """Tell all who want to know."""

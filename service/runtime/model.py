@@ -15,7 +15,7 @@ from service.batching.queue import Lane
 from service.errors import KilnError, ModelLoadError
 from service.runtime.base import PlanUnavailable
 from service.runtime.candidates import Workshop, needs_tensorflow
-from service.runtime.devices import devices_for
+from service.runtime.devices import devices_for, load_tensorflow
 from service.runtime.drawing import Drawer
 from service.runtime.memory import MemoryUse, Meter, release_memory, stored_bytes, used_bytes
 from service.runtime.plan_record import PlanCache, machine, record_key
@@ -84,9 +84,12 @@ class LoadedModel:
         self._replicas = [Replica(path, device, options.allow_operations) for device in self.devices]
         self._key, self._about = self._identify()
         self._record = self._known()
+        is_awaiting_tensorflow = self._record is None or not _can_start_cold(self._record)
+        if is_awaiting_tensorflow:
+            load_tensorflow()  # which is no model's: what it takes comes before anything is measured
         try:
             self._meter = Meter(self.devices, stored_bytes(path))
-            if self._record is None or not _can_start_cold(self._record):
+            if is_awaiting_tensorflow:
                 for replica in self._replicas:
                     replica.load()
         except Exception:
@@ -146,6 +149,8 @@ class LoadedModel:
 
     def plan(self, tell: Callable[[str], None] = lambda line: None) -> bool:  # noqa: ARG005
         """Find out the plans in a child process and put them in use; blocks. False where nothing has changed."""
+        if self._is_awaited:
+            load_tensorflow()
         before = used_bytes(self.devices)
         try:
             return self._plan(tell)

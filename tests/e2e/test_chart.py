@@ -326,9 +326,10 @@ def test_kiln_takes_what_it_is_given(
         assert (settings.rest_port, settings.grpc_port) == (8501, 8500)
         assert settings.models_config
         configs = read_configs(settings.models_config)
-        config_map = select(objects, "ConfigMap", workload["metadata"]["name"])
-        wanted = yaml.safe_load(config_map["data"]["kiln.yaml"])
-        assert {name: getattr(settings, name) for name in wanted} == {
+        (config,) = [each for each in container["args"] if each.startswith("--config=")]
+        wanted = yaml.safe_load(Path(mounts.mapped(config).partition("=")[2]).read_text())
+        found = {name: getattr(settings, name) for name in wanted}
+        assert {name: str(value) if isinstance(value, Path) else value for name, value in found.items()} == {
             name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()
         }
         assert all(isinstance(config, ModelConfig) for config in configs.values())
@@ -354,8 +355,9 @@ def test_kiln_takes_what_kserve_gives(helm: Path, taken: list[Settings], tmp_pat
 
 def test_values_reach_kiln_as_they_are(helm: Path):
     """Numbers stay numbers and large ones whole, on their way through helm."""
-    config_map = select(render_file(helm, CHART / "ci" / "models-values.yaml"), "ConfigMap")
+    config_map = select(render_file(helm, CHART / "ci" / "settings-values.yaml"), "ConfigMap")
     assert yaml.safe_load(config_map["data"]["kiln.yaml"])["max_message_bytes"] == 2**30
+    config_map = select(render_file(helm, CHART / "ci" / "models-values.yaml"), "ConfigMap")
     models = yaml.safe_load(config_map["data"]["models.yaml"])["models"]
     assert models["digits"]["shadow"] == {"to": "canary", "share": 0.1}
     assert models["plain"] is None

@@ -150,6 +150,17 @@ def test_what_it_scraped_is_what_was_counted(observed: Observed):
     assert {model for model, *_ in series} == {"digits"}
 
 
+def test_tensorflow_is_not_a_models_memory(observed: Observed):
+    """What importing it took is not told of the version that was loaded first."""
+
+    def used() -> dict[str, float]:
+        series = observed.prometheus.query('kiln_model_memory_bytes{device="CPU"}')
+        return {labels["version"]: value for labels, value in series}
+
+    wait_for(lambda: {*used()} == {"1", "2"}, "both versions", SCRAPED_S)
+    assert 0 < max(used().values()) < 300 * 2**20
+
+
 def test_a_trace_is_found_by_its_latency(observed: Observed):
     """Prometheus keeps the exemplars that it was told."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 
 from service.errors import Code, InvalidArgument, NotFound
 from service.following.followed import Followed, Following
+from service.logs import fields_of
 from service.metrics import Metrics
 from service.predictor import Decoded, ModelRef, Predictor
 from service.trace_context import NOBODY, Caller
@@ -114,6 +116,18 @@ async def test_what_is_known_of_an_answered_request():
     assert told.answered is not None
     assert told.started < told.answered < told.ended
     assert told.trace_id in setup.metrics.page("application/openmetrics-text")[0].decode()
+
+
+async def test_lines_of_the_log_lead_to_a_trace_that_kiln_began(caplog: pytest.LogCaptureFixture):
+    """Where no ``traceparent`` came, what is logged of a request has the trace that it is recorded in."""
+    setup = Setup()
+    with caplog.at_level("INFO", "kiln"), setup.predictor.request(ModelRef("double"), "rest-v2") as request:
+        logging.getLogger("kiln").info("something")
+        await request.predict(None, lambda signatures: Decoded(signatures["serving_default"], rows(1, 2)))
+        told = fields_of(caplog.records[-1])
+    (followed,) = setup.trace.told
+    assert told == {"trace_id": followed.trace_id}
+    assert [asked.spent.caller for asked in followed.asked] == [Caller(followed.trace_id)]
 
 
 @pytest.mark.parametrize("step", ["check", "submit", "answer"])
