@@ -94,7 +94,7 @@ def test_forms_of_texts():
     ],
 )
 def test_what_a_client_does_not_say_is_seen(media: MediaType, body: bytes, expected: MediaType):
-    """A form is what curl calls anything that comes with ``-d``, and many libraries say nothing; what is said counts."""
+    """To curl all that comes with ``-d`` is a form, and many libraries say nothing; what is said counts."""
     assert seen_type(media, body) == expected
 
 
