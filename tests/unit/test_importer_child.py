@@ -177,9 +177,7 @@ def test_what_does_not_load_is_refused(
         (TypeError("no\nstack"), "Keras cannot export it: TypeError: no"),
         (OSError(), "Keras cannot export it: OSError: "),
         (
-            ValueError(
-                "Exception encountered when calling A.call().\n\n\x1b[1m'a b' is no name\x1b[0m\n\nWith: 1"
-            ),
+            ValueError("Exception encountered when calling A.call().\n\n\x1b[1m'a b' is no name\x1b[0m\n\nWith: 1"),
             "Keras cannot export it: ValueError: 'a b' is no name",
         ),
         (
