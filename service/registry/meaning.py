@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.errors import ModelLoadError
 from service.meaning import (
@@ -102,7 +102,8 @@ def _first(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the top"
     if first["type"] == "extra_forbidden":
-        of = {"inputs": InputMeaning, "outputs": OutputMeaning}.get(str(first["loc"][0]), ModelMeaning)
+        tensors: dict[str, type[BaseModel]] = {"inputs": InputMeaning, "outputs": OutputMeaning}
+        of = tensors.get(str(first["loc"][0]), ModelMeaning)
         return f"{place}: unknown field: one of {', '.join(of.model_fields)} expected"
     return f"{place}: {first['msg']}, got {str(first['input'])[:60]!r}"
 
