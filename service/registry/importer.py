@@ -44,6 +44,9 @@ _MAX_FILE_BYTES = 64 * 2**30
 _REFUSED = 3
 """Exit code of a child that says itself, on stdout, why it does not convert the file."""
 _NOISE = ("I0000", "W0000", "E0000", "WARNING: All log messages", "Could not find", "This TensorFlow binary")
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+_WHERE = re.compile(r"Exception encountered when calling .*\n+(?=\S)")
+"""What Keras puts before a layer's own error."""
 
 RunChild = Callable[[list[str], float, dict[str, str]], "subprocess.CompletedProcess[str]"]
 
@@ -305,8 +308,8 @@ def _export(model: Any, target: Path) -> None:
 
 def _reason(error: Exception) -> str:
     """The line of Keras's text that says what was wrong, and what else may be behind it."""
-    text = str(error).strip()
-    inner = text.rpartition("Exception encountered: ")[2]
+    text = _COLOURS.sub("", str(error)).strip()
+    inner = _WHERE.sub("", text.rpartition("Exception encountered: ")[2])
     lines = [line for line in (inner or text).splitlines() if line.strip()]
     reason = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     found = re.search(r"\b(jax|torch)\b", text, re.IGNORECASE)

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.errors import ModelLoadError
 from service.meaning import (
@@ -101,6 +101,10 @@ def _first(error: ValidationError) -> str:
     """Where the first thing wrong is, what was expected, and what came."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the top"
+    if first["type"] == "extra_forbidden":
+        tensors: dict[str, type[BaseModel]] = {"inputs": InputMeaning, "outputs": OutputMeaning}
+        of = tensors.get(str(first["loc"][0]), ModelMeaning)
+        return f"{place}: unknown field: one of {', '.join(of.model_fields)} expected"
     return f"{place}: {first['msg']}, got {str(first['input'])[:60]!r}"
 
 
@@ -183,6 +187,10 @@ def _check_input(spec: TensorSpec, meaning: InputMeaning) -> None:
             raise ValueError(f"values of type {spec.dtype.value} expected, got {value!r}")
     if is_text and (meaning.min is not None or meaning.max is not None):
         raise ValueError("min and max go with numbers")
+    if meaning.min is not None and meaning.max is not None and meaning.min > meaning.max:
+        raise ValueError(f"min of at most max expected, got {meaning.min:g} and {meaning.max:g}")
+    if len(set(meaning.columns)) != len(meaning.columns):
+        raise ValueError(f"columns of different names expected, got {', '.join(meaning.columns)}")
     if meaning.columns and (spec.row_sizes is None or spec.row_sizes not in ((len(meaning.columns),), (None,))):
         raise ValueError(
             f"columns name the elements of a vector: {spec.row_sizes} expected, got {len(meaning.columns)}"

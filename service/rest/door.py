@@ -12,22 +12,19 @@ import re
 from collections.abc import Mapping
 from urllib.parse import parse_qs
 
-import orjson
-
 from service.errors import InvalidArgument, NotFound
 from service.predictor import Decoded, ModelRef, Prediction, Predictor
 from service.rest.door_answer_codec import answer_types, answers_of, choose_type, encode_answers
-from service.rest.door_body_codec import CSV_TYPE, JSON_TYPE, TEXT_TYPE, MediaType, decode_body, media_type
-from service.rest.door_fields import asked_signature, check_type
+from service.rest.door_body_codec import CSV_TYPE, JSON_TYPE, TEXT_TYPE, MediaType, decode_body, media_type, seen_type
+from service.rest.door_fields import asked_signature, check_type, columns_of
 from service.rest.door_records_codec import decode_records
 from service.rest.http import (
-    JSON,
     Asgi,
     Receive,
     Scope,
     Send,
-    answer,
     answer_content,
+    answer_not_post,
     deadline,
     guarded,
     header,
@@ -54,8 +51,7 @@ def door_app(predictor: Predictor, options: RestOptions) -> Asgi:
         if match is None:
             raise NotFound(f"there is no {scope['path']}")
         if scope["method"] != "POST":
-            text = f"{scope['path']} is asked with POST, not {scope['method']}"
-            await answer(send, 405, orjson.dumps({"error": text}), [JSON, (b"allow", b"POST")])
+            await answer_not_post(scope, send)
             return
         try:
             ref = ModelRef(match[1], None, match[3]) if match[3] else model_ref(match[1], match[2])
@@ -93,9 +89,10 @@ class _Asked:
     def decode(self, signatures: Mapping[str, Signature]) -> list[Decoded]:
         """The body as tensors; also decides in which media type the answer will be."""
         signature = asked_signature(signatures, self._signature_name)
-        check_type(self._media.name, signature)
+        media = seen_type(self._media, self.body)
+        check_type(media.name, signature)
         self.answer_type = choose_type(self._accept, answer_types(signature))
-        records = decode_body(self.body, self._media, self._options.max_json_depth)
+        records = decode_body(self.body, media, self._options.max_json_depth, lambda: columns_of(signature))
         self._is_list, self._count = records.is_list, len(records.records)
         return decode_records(records, signature, self._options.bounds, len(self.body))
 

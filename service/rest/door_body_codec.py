@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -21,7 +24,12 @@ MULTIPART, URLENCODED, OCTETS = "multipart/form-data", "application/x-www-form-u
 IMAGE_TYPES = ("image/png", "image/jpeg")
 TYPES = (JSON_TYPE, CSV_TYPE, TEXT_TYPE, *IMAGE_TYPES, OCTETS, MULTIPART, URLENCODED)
 """What a body may be, in the order in which it is told."""
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+"""What the files begin with."""
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _ALIASES = {"text/json": JSON_TYPE, "application/csv": CSV_TYPE, "image/jpg": "image/jpeg"}
+_FEW = 16
+"""Names that are told back."""
 _MAX_PARTS = 10_000
 """Of a form: each costs some hundred times the bytes that it takes to send it."""
 
@@ -52,11 +60,23 @@ class Records:
 
 @dataclass(frozen=True)
 class MediaType:
-    """A ``Content-Type``: its name in lower case, and the parameters that matter."""
+    """A ``Content-Type``: its name in lower case, and the parameters that matter; whether there was one."""
 
     name: str
     charset: str = "utf-8"
     boundary: bytes = b""
+    is_said: bool = True
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a CSV's columns may be called: the `known` names, and in `order` those of a line that has no header.
+
+    An empty `order` means that there is none.
+    """
+
+    known: Set[str] = frozenset()
+    order: Sequence[str] = ()
 
 
 def media_type(header: bytes | None) -> MediaType:
@@ -66,7 +86,7 @@ def media_type(header: bytes | None) -> MediaType:
         UnsupportedType: it is of a type, or in an encoding, that no model takes.
     """
     if header is None or not header.strip():
-        return MediaType(JSON_TYPE)
+        return MediaType(JSON_TYPE, is_said=False)
     name, parameters = parse_options_header(header.decode("latin-1"))
     text = name.decode("latin-1")
     text = _ALIASES.get(text, text)
@@ -80,20 +100,28 @@ def media_type(header: bytes | None) -> MediaType:
     return MediaType(text, charset, parameters.get(b"boundary", b""))
 
 
-def decode_body(body: bytes, media: MediaType, max_depth: int) -> Records:
-    """The records of a body.
+def seen_type(media: MediaType, body: bytes) -> MediaType:
+    """`media`; or where a client says nothing of its own, as curl of ``-d``, what `body` is by its first bytes."""
+    if media.is_said and media.name != URLENCODED:
+        return media
+    for magic, name in _MAGIC.items():
+        if body.startswith(magic):
+            return MediaType(name)
+    return MediaType(JSON_TYPE) if body.lstrip()[:1] in (b"{", b"[") else media
+
+
+def decode_body(body: bytes, media: MediaType, max_depth: int, columns: Callable[[], Columns] = Columns) -> Records:
+    """The records of a body; `columns` is asked where a CSV may have no header.
 
     Raises:
         InvalidArgument: it is not what its type says; tells the place.
     """
-    if media.name == URLENCODED and body.lstrip()[:1] in (b"{", b"["):
-        media = MediaType(JSON_TYPE)  # what curl says of `-d`, unless told otherwise
     if media.name == JSON_TYPE:
         return _json(body, max_depth)
     if not body:
         raise InvalidArgument(f"a body of type {media.name} expected, got nothing")
     if media.name == CSV_TYPE:
-        return _csv(_decoded(body, media))
+        return _csv(_decoded(body, media), columns)
     if media.name == TEXT_TYPE:
         return Records([{BARE: Text(_decoded(body, media))}], is_bare=True)
     if media.name == MULTIPART:
@@ -127,18 +155,22 @@ def _json(body: bytes, max_depth: int) -> Records:
     return Records(value, is_list=True)
 
 
-def _csv(text: str) -> Records:
-    """A header with the names of fields, then a record for each line."""
+def _csv(text: str, columns: Callable[[], Columns]) -> Records:
+    """A header with the names of fields, then a record for each line; or such lines alone."""
     head = text.split("\n", 1)[0]
     delimiter = ";" if ";" in head and "," not in head else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(reader, [])]
+        lines: Iterable[list[str]] = reader
+        if any(map(_NUMBER.fullmatch, names)):  # of which few names are made
+            first, names = names, _names(names, columns())
+            lines = reader if first is names else chain([first], reader)
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise InvalidArgument(f"line 1: each field once expected, got {twice!r} twice")
         records: list[Record] = []
-        for cells in reader:
+        for cells in lines:
             if len(cells) not in (0, len(names)):
                 raise InvalidArgument(f"line {reader.line_num}: {len(names)} cells expected, got {len(cells)}")
             if cells:
@@ -148,6 +180,19 @@ def _csv(text: str) -> Records:
     if not records:
         raise InvalidArgument("a header with the names of the fields and a line for each record expected")
     return Records(records, is_list=True)
+
+
+def _names(first: list[str], columns: Columns) -> list[str]:
+    """The names of a CSV's columns: `first`, its first line, if that has a name; else in their order."""
+    if not columns.known.isdisjoint(first):
+        return first
+    is_count = len(first) > 1 and first == [str(index) for index in range(len(first))]
+    if not columns.order or is_count:  # which is what a table has for a header whose columns have no names
+        raise InvalidArgument(f"line 1: a header with the names of the fields expected, got {', '.join(first)[:100]!r}")
+    if len(first) != len(columns.order):
+        few = ", ".join(columns.order[:_FEW]) + (", …" if len(columns.order) > _FEW else "")
+        raise InvalidArgument(f"line 1: a header, or {len(columns.order)} cells ({few}) expected, got {len(first)}")
+    return list(columns.order)
 
 
 def _columns(parts: list[tuple[str, Any]]) -> Records:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from service.errors import UnsupportedType
 from service.meaning import InputMeaning, input_kind, input_meaning, is_one_value
 from service.predictor import choose_signature
-from service.rest.door_body_codec import CSV_TYPE, IMAGE_TYPES, JSON_TYPE, MULTIPART, OCTETS, TEXT_TYPE, URLENCODED
+from service.rest.door_body_codec import (
+    CSV_TYPE,
+    IMAGE_TYPES,
+    JSON_TYPE,
+    MULTIPART,
+    OCTETS,
+    TEXT_TYPE,
+    URLENCODED,
+    Columns,
+)
 from service.tensors import DataType, Signature, TensorSpec
 
 
@@ -52,6 +62,31 @@ def fields_of(signature: Signature) -> list[FieldSpec]:
         kind = input_kind(meaning, is_text=spec.dtype is DataType.BYTES, sizes=spec.row_sizes)
         fields.append(FieldSpec(spec, meaning, kind))
     return fields
+
+
+def columns_of(signature: Signature) -> Columns:
+    """What the columns of a CSV may be called.
+
+    Those of a line without a header are in the order in which ``model.yaml`` tells the inputs, if it
+    tells them all; a signature has none of its own, but that of its only input's elements.
+    """
+    by_name = {field.name: field for field in fields_of(signature)}
+    told = [name for name in signature.meaning.inputs if name in by_name] if signature.meaning else []
+    cells = {name: _cells(field) for name, field in by_name.items()}
+    known = frozenset(by_name) | {cell for each in cells.values() for cell in each}
+    names = told if len(told) == len(by_name) else list(by_name)[: len(by_name) == 1]
+    has_order = bool(names) and all(cells[name] for name in names)
+    return Columns(known, tuple(cell for name in names for cell in cells[name]) if has_order else ())
+
+
+def _cells(field: FieldSpec) -> tuple[str, ...]:
+    """The columns that a field takes; none where its elements are not counted."""
+    sizes = field.spec.row_sizes
+    if field.meaning.columns or field.kind == "image" or is_one_value(sizes):
+        return field.meaning.columns or (field.name,)
+    if sizes is None or None in sizes:
+        return ()
+    return tuple(f"{field.name}[{index}]" for index in range(math.prod(size for size in sizes if size is not None)))
 
 
 def body_types(signature: Signature) -> list[str]:

@@ -179,6 +179,12 @@ async def answer_json(send: Send, status: int, value: object) -> None:
     await answer(send, status, orjson.dumps(value), [JSON])
 
 
+async def answer_not_post(scope: Scope, send: Send) -> None:
+    """The answer 405, for a path that is asked with POST only."""
+    text = f"{scope['path']} is asked with POST, not {scope['method']}"
+    await answer(send, 405, orjson.dumps({"error": text}), [JSON, (b"allow", b"POST")])
+
+
 async def answer_error(send: Send, error: KilnError) -> None:
     """The error shape of both REST dialects: ``{"error": "…"}``."""
     headers = [JSON]

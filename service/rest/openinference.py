@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Path, Response
 
 from service import __version__
@@ -20,8 +19,8 @@ from service.rest.http import (
     Receive,
     Scope,
     Send,
-    answer,
     answer_content,
+    answer_not_post,
     deadline,
     guarded,
     header,
@@ -52,8 +51,7 @@ def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
         if match is None:
             raise NotFound(f"there is no {scope['path']}")
         if scope["method"] != "POST":
-            text = f"{scope['path']} is asked with POST, not {scope['method']}"
-            await answer(send, 405, orjson.dumps({"error": text}), [JSON, (b"allow", b"POST")])
+            await answer_not_post(scope, send)
             return
         try:
             ref = model_ref(match[1], match[2])

@@ -112,6 +112,7 @@ PRICE = {"out_area": {"value": 201, "unit": "CAD"}, "out_driveway": "yesyes"}
         ("house", "application/json", json.dumps(HOUSE).encode(), PRICE),
         ("house", "application/json", json.dumps([HOUSE, HOUSE]).encode(), [PRICE, PRICE]),
         ("house", "text/csv", b"driveway,area\nyes,100.4\n", [PRICE]),
+        ("plain", "text/csv", b"1,2,3\n4,5,6\n", [{"y": [2, 4, 6]}, {"y": [8, 10, 12]}]),
         ("house", "application/x-www-form-urlencoded", b"area=100.4&driveway=yes", PRICE),
         ("topic", "text/plain; charset=utf-8", "é".encode(), {"y": "éé"}),
         ("classes", "application/json", b'{"x": [0, 9]}', {"y": [{"label": "dog", "id": 1, "probability": 1.0}]}),

@@ -9,11 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidArgument, KilnError, UnsupportedType
-from service.rest.door_body_codec import BARE, MULTIPART, TYPES, MediaType, Text, decode_body, media_type
+from service.rest.door_body_codec import (
+    BARE,
+    MULTIPART,
+    TYPES,
+    Columns,
+    MediaType,
+    Text,
+    decode_body,
+    media_type,
+    seen_type,
+)
 
 JSON, CSV, FORM, URLENCODED = (
     MediaType(name) for name in ("application/json", "text/csv", MULTIPART, "application/x-www-form-urlencoded")
 )
+
+
+UNSAID = MediaType("application/json", is_said=False)
 
 
 def form(*parts: tuple[str, str | None, bytes], end: bytes = b"--x--\r\n") -> bytes:
@@ -32,8 +45,8 @@ def decode(body: bytes, media: MediaType = JSON) -> Any:
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        (None, JSON),
-        (b" ", JSON),
+        (None, UNSAID),
+        (b" ", UNSAID),
         (b"Application/JSON; charset=UTF-8", MediaType("application/json", "UTF-8")),
         (b"text/json", JSON),
         (b"image/jpg", MediaType("image/jpeg")),
@@ -62,10 +75,27 @@ def test_json():
     assert (many.records, many.is_list) == ([{"a": 1}, {}], True)
 
 
-def test_json_that_curl_calls_a_form():
-    """Its ``-d`` says so of anything."""
-    assert decode(b' {"a": 1}', URLENCODED).records == [{"a": 1}]
+def test_forms_of_texts():
+    """Values in order; each several times is several records."""
     assert decode(b"a=%20x&b=&a=y&b=2", URLENCODED).records == [{"a": " x", "b": ""}, {"a": "y", "b": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("media", "body", "expected"),
+    [
+        (URLENCODED, b' {"a": 1}', JSON),
+        (URLENCODED, b"[{}]", JSON),
+        (URLENCODED, b"a=1", URLENCODED),
+        (URLENCODED, b"\x89PNG\r\n\x1a\nx", MediaType("image/png")),
+        (UNSAID, b"\xff\xd8\xff\xe0", MediaType("image/jpeg")),
+        (UNSAID, b"a=1", UNSAID),
+        (JSON, b"\xff\xd8\xff\xe0", JSON),
+        (CSV, b"[1]", CSV),
+    ],
+)
+def test_what_a_client_does_not_say_is_seen(media: MediaType, body: bytes, expected: MediaType):
+    """To curl all that comes with ``-d`` is a form, and many libraries say nothing; what is said counts."""
+    assert seen_type(media, body) == expected
 
 
 def test_csv():
@@ -75,6 +105,39 @@ def test_csv():
     assert all(isinstance(cell, Text) for record in table.records for cell in record.values())
     assert decode(b"a;b\n1,5;2\n", CSV).records == [{"a": "1,5", "b": "2"}]
     assert decode("a\né\n".encode("latin-1"), MediaType("text/csv", "latin-1")).records == [{"a": "é"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"1.5, yes\n", [{"a": "1.5", "b": "yes"}]),
+        (b"-1,no\r\n2e3,yes\r\n", [{"a": "-1", "b": "no"}, {"a": "2e3", "b": "yes"}]),
+        (b".5;yes", [{"a": ".5", "b": "yes"}]),
+        (b"b,7\nno,1\n", [{"b": "no", "7": "1"}]),  # a column may be called so
+    ],
+)
+def test_csv_without_a_header(body: bytes, expected: list[dict[str, str]]):
+    """A line with a number and no field's name in it is a record; its cells are in the model's order."""
+    columns = Columns(frozenset(("a", "b")), ("a", "b"))
+    given = decode_body(body, CSV, 10, lambda: columns)
+    assert (given.records, given.is_list) == (expected, True)
+    assert isinstance(given.records[0]["b"], Text)
+
+
+@pytest.mark.parametrize(
+    ("order", "body", "reason"),
+    [
+        ((), b"1,yes\n", "line 1: a header with the names of the fields expected, got '1, yes'"),
+        (("a", "b"), b"0,1\n3,4\n", "line 1: a header with the names of the fields expected, got '0, 1'"),
+        (("a", "b"), b"1\n", r"line 1: a header, or 2 cells \(a, b\) expected, got 1"),
+        (tuple(map(str, range(20, 50))), b"1\n", r"a header, or 30 cells \(20, .*35, …\) expected, got 1"),
+        (("a", "b"), b"1,2\n3\n", "line 2: 2 cells expected, got 1"),
+    ],
+)
+def test_csv_whose_columns_are_not_told(order: tuple[str, ...], body: bytes, reason: str):
+    """Never guessed."""
+    with pytest.raises(InvalidArgument, match=reason):
+        decode_body(body, CSV, 10, lambda: Columns(frozenset(order), order))
 
 
 def test_forms():

@@ -19,7 +19,7 @@ from service.meaning import ModelMeaning
 from service.predictor import validate
 from service.registry.meaning import with_meaning
 from service.rest.door_body_codec import BARE, Records, Text
-from service.rest.door_fields import asked_signature, body_types, check_type, fields_of
+from service.rest.door_fields import asked_signature, body_types, check_type, columns_of, fields_of
 from service.rest.door_records_codec import MAX_RUNS, decode_records
 from service.tensors import DataType, Signature, Tensors, TensorSpec
 
@@ -291,6 +291,27 @@ def test_which_bodies_a_model_takes(specs: Specs, said: Any, texts: bool, images
     if not texts:
         with pytest.raises(UnsupportedType, match=r"expected for the fields .*, got text/plain"):
             check_type("text/plain", signed)
+
+
+@pytest.mark.parametrize(
+    ("specs", "said", "order"),
+    [
+        ({"x": (FP32, (None, 2, 2))}, {}, ("x[0]", "x[1]", "x[2]", "x[3]")),
+        ({"x": (FP32, (None, 2))}, {"x": {"columns": ["a", "b"]}}, ("a", "b")),
+        ({"x": (FP32, (None, 1))}, {}, ("x",)),
+        ({"x": (FP32, (None, 2, 2))}, {"x": {"kind": "image"}}, ("x",)),
+        ({"x": (FP32, (None, None))}, {}, ()),
+        ({"x": (FP32, None)}, {}, ()),
+        (TWO, {}, ()),
+        (TWO, {next(iter(TWO)): {}}, ()),
+        (TWO, {name: {} for name in reversed(TWO)}, tuple(reversed(TWO))),
+    ],
+)
+def test_the_order_of_a_row(specs: Specs, said: Any, order: tuple[str, ...]):
+    """That of the only input's elements, or the one in which ``model.yaml`` tells all inputs."""
+    columns = columns_of(signature(specs, inputs=said))
+    assert columns.order == order
+    assert columns.known >= {*specs, *order}
 
 
 def test_which_signature_is_asked():

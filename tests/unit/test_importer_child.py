@@ -176,12 +176,20 @@ def test_what_does_not_load_is_refused(
     [
         (TypeError("no\nstack"), "Keras cannot export it: TypeError: no"),
         (OSError(), "Keras cannot export it: OSError: "),
+        (
+            ValueError("Exception encountered when calling A.call().\n\n\x1b[1m'a b' is no name\x1b[0m\n\nWith: 1"),
+            "Keras cannot export it: ValueError: 'a b' is no name",
+        ),
+        (
+            ValueError("Exception encountered when calling A.call()."),
+            "Keras cannot export it: ValueError: Exception encountered when calling A.call().",
+        ),
     ],
 )
 def test_what_does_not_export_is_refused(
     keras: types.SimpleNamespace, error: Exception, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An export that fails is a refusal with the first line of the reason."""
+    """An export that fails is a refusal with the line that has the reason, without colours."""
     keras.model.error = error
     assert importer.main(["model.keras", "out"]) == 3
     assert capsys.readouterr().out == text

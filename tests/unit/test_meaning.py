@@ -80,7 +80,9 @@ def test_labels_from_a_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("inputs: {x: {unt: m}}", r"inputs\.x\.unt: Extra inputs are not permitted, got 'm'"),
+        ("inputs: {x: {unt: m}}", r"inputs\.x\.unt: unknown field: one of .*, unit, .* expected"),
+        ("outputs: {x: {min: 1}}", r"outputs\.x\.min: unknown field: one of .*, top_k, .* expected"),
+        ("input: {}", r"input: unknown field: one of .*, inputs, .* expected"),
         ("inputs: {x: {kind: picture}}", r"inputs\.x\.kind: .*'image', got 'picture'"),
         ("outputs: {x: {top_k: 0}}", r"outputs\.x\.top_k: .* greater than or equal to 1, got '0'"),
         ("outputs: {x: {labels: [true]}}", r"outputs\.x\.labels\.0: Input should be a valid string, got 'True'"),
@@ -151,6 +153,8 @@ MANY = signature(
         ({"inputs": {"i": {"values": [True]}}}, "inputs.i: values of type INT32 expected, got True"),
         ({"inputs": {"b": {"values": [1]}}}, "inputs.b: values of type BOOL expected, got 1"),
         ({"inputs": {"t": {"min": 1}}}, "inputs.t: min and max go with numbers"),
+        ({"inputs": {"i": {"min": 5, "max": 1}}}, "inputs.i: min of at most max expected, got 5 and 1"),
+        ({"inputs": {"v": {"columns": ["a", "a"]}}}, "inputs.v: columns of different names expected, got a, a"),
         ({"inputs": {"v": {"columns": ["a"]}}}, "inputs.v: columns name the elements of a vector"),
         ({"outputs": {"five": {"labels": ["a", "b"]}}}, "outputs.five: 5 labels expected, got 2"),
         ({"outputs": {"one": {"labels": ["a"] * 3}}}, "outputs.one: 2 labels .* expected, got 3"),
