@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from load_tests.openloop import Answer, Record, _Connection, drive, report, text
+from load_tests.openloop import report, text
 from load_tests.traces import constant
+from service.bench.clients import Answer, Connection
+from service.bench.driving import Record, drive
 from tests.fakes import FakeClock
 
 
@@ -135,7 +137,7 @@ def test_refusals_and_failures_are_no_latencies():
 
 async def test_an_answer_may_come_in_pieces():
     """It is whole once as many bytes have come as its head says."""
-    connection = _Connection()
+    connection = Connection()
 
     class Transport(asyncio.Transport):
         def write(self, data: Any) -> None: ...
