@@ -71,9 +71,10 @@ class Connection(asyncio.Protocol):
     async def ask(self, request: bytes) -> bytes:
         """The answer, head and body; `OSError` if there is none."""
         assert self.transport is not None
-        self._reply = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._reply = reply
         self.transport.write(request)
-        return await self._reply
+        return await reply
 
     def close(self) -> None:
         if self.transport is not None:

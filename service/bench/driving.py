@@ -107,7 +107,8 @@ class Misses:
 class Trial:
     """What came of one rate. Latencies are in ms, from when requests were due; None is a request without an answer.
 
-    Percentiles are over all requests: one that was refused, failed or not answered is later than any other.
+    Percentiles are over all requests: one that was refused, failed or not answered is later than any other;
+    `p99_of_answered_ms` leaves those out.
     `late_p99_ms` is how late the driver itself sent, `driver_cores` the CPU it used. With `cut_short` it was ended
     early because the goal was missed. `holds`: p99 is within the goal, and nothing failed.
     """
@@ -119,6 +120,7 @@ class Trial:
     p90_ms: float | None
     p99_ms: float | None
     max_ms: float | None
+    p99_of_answered_ms: float | None
     ok: int
     refused: int
     failed: int
@@ -147,6 +149,7 @@ def measure(record: Record, rate_per_s: float, slo_s: float, *, driver_cores: fl
         p90_ms=_ms(p90),
         p99_ms=_ms(p99),
         max_ms=_ms(most),
+        p99_of_answered_ms=_ms(float(np.percentile(latencies[is_ok], 99))) if is_ok.any() else None,
         ok=counts[Answer.OK],
         refused=counts[Answer.REFUSED],
         failed=counts[Answer.FAILED],

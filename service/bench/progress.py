@@ -25,7 +25,8 @@ class Progress:
         """The bar at `share`, 0 to 1, with `text` behind it; nothing where there is no terminal."""
         if not self._is_terminal:
             return
-        full = round(min(max(share, 0.0), 1.0) * _CELLS)
+        share = min(max(share, 0.0), 1.0)
+        full = round(share * _CELLS)
         line = f"[{'#' * full}{'.' * (_CELLS - full)}] {share:4.0%} {text}"
         self._clear()
         self._stream.write(line)
