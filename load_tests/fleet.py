@@ -26,7 +26,7 @@ class Served:
 
 
 def prepare(work: Path, model: str, settings: Sequence[Sequence[str]] = ((),)) -> None:
-    """Write `model` (one of `bench_models`) below `work`, and find out its plans for servers with each of `settings`."""
+    """Write `model` (one of `bench_models`) below `work`; find out its plans for servers with each of `settings`."""
     _python("-m", "load_tests.bench_models", str(work / "models"), model)
     _write_config(work, model, {})
     for each in dict.fromkeys(map(tuple, settings)):

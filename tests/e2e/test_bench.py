@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.e2e.process import ROOT, Server, environment
 
@@ -55,6 +58,25 @@ def test_a_capacity_is_found_for_each_protocol(server: Server, tmp_path: Path):
     assert "p99 ms, goal 400 ms" in out
     assert len(err.splitlines()) == sum(len(found["trials"]) for found in report["protocols"])
     assert plot.read_text().endswith("</svg>\n")
+
+
+def test_a_server_is_started_for_it(cache: Path, server: Server):
+    """Of a folder of models, by settings from the environment; it is gone afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "bench", "digits", "models", "--protocols", "rest-v2", "--seconds", "0.2",
+         "--slo-ms", "400", "--json", "-"],
+        cwd=ROOT, env=environment({"KILN_PLAN": "signature", "KILN_CACHE_DIR": str(cache)}),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, err
+    report = json.loads(out)
+    assert report["protocols"][0]["capacity_per_s"] > 0
+    assert not report["url"].endswith(f":{server.rest_port}")
+    port = int(report["url"].rpartition(":")[2])
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+    assert err.splitlines()[:2] == ["finding out the plans of digits", "starting a server of models/digits"]
 
 
 def test_a_goal_out_of_reach_is_told(server: Server):
