@@ -91,14 +91,14 @@ def judge(
     )
 
 
-async def run(server: Served, *, slo_s: float, seconds: float, times: float) -> Outcome:
-    """Find the peak, offer `times` as much for `seconds`, then little."""
+async def run(server: Served, *, slo_s: float, seconds: float, times: float, trial_s: float = 5.0) -> Outcome:
+    """Find the peak by trials of `trial_s`, offer `times` as much for `seconds`, then little."""
     signature = await asyncio.to_thread(read_signature, server.address, server.model)
     inputs = await made_up(server.address, server.model, signature, 1)
     build = PROTOCOLS[_PROTOCOL].build
     client = open_client(server.address, _PROTOCOL, [build(server.model, signature, each) for each in inputs])
     try:
-        peak = await _peak(Asking(server.address, server.model, _PROTOCOL, client, slo_s, 5.0))
+        peak = await _peak(Asking(server.address, server.model, _PROTOCOL, client, slo_s, trial_s))
         low = seconds + arrivals(peak * _LOW, _AFTER_S)
         due = np.concatenate([arrivals(peak * times, seconds), low])
         record, memory = await _watched(server.process, due, client)
@@ -160,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slo-ms", type=float, default=150.0, help="its goal (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=1.0, help="of overload (default: %(default)s)")
     parser.add_argument("--times", type=float, default=10.0, help="the peak, offered (default: %(default)s)")
+    parser.add_argument("--trial-s", type=float, default=5.0, help="of each trial for the peak (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=1, help="runs, of one server (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write all figures there as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="put the table between FILE's marks, too")
@@ -182,7 +183,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _one(server: Served, options: argparse.Namespace) -> Outcome:
     import uvloop
 
-    return uvloop.run(run(server, slo_s=options.slo_ms / 1e3, seconds=options.minutes * 60, times=options.times))
+    return uvloop.run(
+        run(
+            server,
+            slo_s=options.slo_ms / 1e3,
+            seconds=options.minutes * 60,
+            times=options.times,
+            trial_s=options.trial_s,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -49,12 +49,18 @@ async def drive(
     """Send each request when it is due, in seconds from now by the loop's clock, and wait for the answers.
 
     After the last one was sent answers are waited for `patience_s` (None: until all are there); what has none is
-    given up as UNANSWERED. Nothing more is sent once `hopeless` says so.
+    given up as UNANSWERED. Nothing more is sent once `hopeless` says so. What `send` raises is raised at the end.
     """
     loop = asyncio.get_running_loop()
     start = loop.time()
     record = Record()
     under_way: set[asyncio.Task[None]] = set()
+    errors: list[BaseException] = []
+
+    def ended(task: asyncio.Task[None]) -> None:
+        under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            errors.append(error)
 
     async def ask(number: int, due_s: float) -> None:
         sent, answer = loop.time() - start, Answer.UNANSWERED
@@ -74,17 +80,16 @@ async def drive(
                 await asyncio.sleep(ahead_s)
             task = asyncio.create_task(ask(number, due_s))
             under_way.add(task)
-            task.add_done_callback(under_way.discard)
+            task.add_done_callback(ended)
         if under_way:
             await asyncio.wait(under_way, timeout=patience_s)
     finally:
         left = list(under_way)
         for task in left:
             task.cancel()
-        ended = await asyncio.gather(*left, return_exceptions=True)
-    for each in ended:
-        if isinstance(each, Exception):
-            raise each
+        await asyncio.gather(*left, return_exceptions=True)
+    if errors:
+        raise errors[0]
     return record
 
 

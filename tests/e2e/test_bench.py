@@ -86,7 +86,7 @@ def test_a_goal_out_of_reach_is_told(server: Server):
     assert process.returncode == 1
     (found,) = json.loads(out)["protocols"]
     assert (found["capacity_per_s"], found["at_capacity"]) == (None, None)
-    assert "0.001 ms are not kept even at 100.0 requests/s, the lowest tried; " in found["error"]
+    assert "0.001 ms are not kept even at 25.0 requests/s, the lowest tried; " in found["error"]
     assert found["error"] in err
 
 
