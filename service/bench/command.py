@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,7 @@ def run(given: argparse.Namespace, tell: Callable[[str], None]) -> int:
     if given.url and given.rest_port:
         progress.tell("kiln bench: one of --url and --rest-port expected, got both")
         return 2
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a server is not left behind
     try:
         if given.models is None:
             host, port = given.url or ("localhost", given.rest_port or 8501)
@@ -73,6 +75,8 @@ def run(given: argparse.Namespace, tell: Callable[[str], None]) -> int:
     except (KilnError, OSError) as error:
         progress.tell(f"kiln bench: {error}")
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _bench(address: Address, given: argparse.Namespace, tell: Callable[[str], None], progress: Progress) -> int:

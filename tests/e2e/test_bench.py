@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.process import ROOT, Server, environment
+from tests.e2e.process import DIGITS, ROOT, Server, environment
 
 TIMEOUT_S = 200.0
 
@@ -60,15 +60,19 @@ def test_a_capacity_is_found_for_each_protocol(server: Server, tmp_path: Path):
     assert plot.read_text().endswith("</svg>\n")
 
 
+@pytest.mark.timeout(300)
 def test_a_server_is_started_for_it(cache: Path, server: Server):
     """Of a folder of models, by settings from the environment; it is gone afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "service", "bench", "digits", "models", "--protocols", "rest-v2", "--seconds", "0.2",
+        [sys.executable, "-m", "service", "bench", "digits", str(DIGITS), "--protocols", "rest-v2", "--seconds", "0.2",
          "--slo-ms", "400", "--json", "-"],
         cwd=ROOT, env=environment({"KILN_PLAN": "signature", "KILN_CACHE_DIR": str(cache)}),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    out, err = process.communicate(timeout=TIMEOUT_S)
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.terminate()
     assert process.returncode == 0, err
     report = json.loads(out)
     assert report["protocols"][0]["capacity_per_s"] > 0
@@ -76,7 +80,7 @@ def test_a_server_is_started_for_it(cache: Path, server: Server):
     port = int(report["url"].rpartition(":")[2])
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)
-    assert err.splitlines()[:2] == ["finding out the plans of digits", "starting a server of models/digits"]
+    assert err.splitlines()[:2] == ["finding out the plans of digits", f"starting a server of {DIGITS}"]
 
 
 def test_a_goal_out_of_reach_is_told(server: Server):
