@@ -8,9 +8,10 @@ ENGINE ?= docker
 VARIANT ?= cpu
 EXTRAS ?=
 BAKE ?=
+MINUTES ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs bench-plans load simulate models image image-test chart
+.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs bench-plans load simulate simulate-live overload models image image-test chart
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -63,6 +64,12 @@ load: setup  ## start the server, ask it with Locust's users for a short while, 
 
 simulate: setup  ## compare ways to batch on made-up arrivals: table, JSON and plot in load_tests/results/
 	$(BIN)/python -m load_tests.simulate
+
+simulate-live: setup  ## the same on the real server, for two of the traces (half an hour)
+	$(BIN)/python -m load_tests.live --out load_tests/results/live.json --table load_tests/README.md
+
+overload: setup  ## offer ten times what the server can do: goodput, p99, memory, recovery (MINUTES=10)
+	$(BIN)/python -m load_tests.overload --minutes $(MINUTES) --out load_tests/results/overload.json --table load_tests/README.md
 
 models: setup  ## train all example models anew
 	set -e; for script in models/*/train.py; do echo "$$script"; $(BIN)/python "$$script"; done

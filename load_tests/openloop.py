@@ -12,10 +12,7 @@ import argparse
 import asyncio
 import json
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,33 +20,13 @@ from hdrh.histogram import HdrHistogram
 
 from load_tests.payloads import GRPC_METHOD, find_target, grpc_raw, rest_binary
 from load_tests.traces import TRACES, Times, from_file
+from service.bench.clients import Answer, Client, GrpcClient, RestClient
+from service.bench.driving import Record, drive
 
 _LONGEST_US = 3_600_000_000
 _DIGITS = 3
 _BODIES = 64
 """Different requests, sent in turn."""
-
-
-class Answer(Enum):
-    """What became of a request."""
-
-    OK = "ok"
-    REFUSED = "refused"
-    FAILED = "failed"
-
-
-Send = Callable[[int], Awaitable[Answer]]
-"""Sends the request of that number, and waits for its answer."""
-
-
-@dataclass
-class Record:
-    """When each request was due, was sent and was answered, in seconds, and what became of it."""
-
-    due: list[float] = field(default_factory=list)
-    sent: list[float] = field(default_factory=list)
-    done: list[float] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -69,31 +46,6 @@ class Report:
     late_p99_ms: float
     client_cpu_s: float
     histogram: str
-
-
-async def drive(due: Times, send: Send) -> Record:
-    """Send each request when it is due, in seconds from now by the loop's clock, and wait for all answers."""
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    record = Record()
-    under_way: set[asyncio.Task[None]] = set()
-
-    async def ask(number: int, due_s: float) -> None:
-        sent = loop.time() - start
-        answer = await send(number)
-        record.due.append(due_s)
-        record.sent.append(sent)
-        record.done.append(loop.time() - start)
-        record.answers.append(answer)
-
-    for number, due_s in enumerate(due.tolist()):
-        while (ahead_s := start + due_s - loop.time()) > 0:  # noqa: ASYNC110 - time itself is waited for
-            await asyncio.sleep(ahead_s)
-        task = asyncio.create_task(ask(number, due_s))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    await asyncio.gather(*under_way)
-    return record
 
 
 def report(record: Record, seconds: float, slo_s: float, client_cpu_s: float = 0.0) -> Report:
@@ -127,104 +79,6 @@ def _percentiles(histogram: HdrHistogram) -> dict[str, float]:
     return {name: histogram.get_value_at_percentile(point) / 1e3 for name, point in points.items()}
 
 
-class _Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection, one request at a time."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self._data = b""
-        self._reply: asyncio.Future[bytes] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-        head, blank, body = self._data.partition(b"\r\n\r\n")
-        if not blank or self._reply is None:
-            return
-        at = head.lower().find(b"content-length:")
-        if len(body) >= int(head[at + 15 :].partition(b"\r\n")[0]):
-            reply, self._reply, self._data = self._reply, None, b""
-            if not reply.done():
-                reply.set_result(head)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.transport = None
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error or ConnectionError("the server closed the connection"))
-
-    async def ask(self, request: bytes) -> bytes:
-        """The head of the answer."""
-        assert self.transport is not None
-        self._reply = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return await self._reply
-
-
-class RestClient:
-    """As many connections as it takes, up to `most`; beyond them requests wait, and their wait counts."""
-
-    def __init__(self, host: str, port: int, requests: list[bytes], most: int) -> None:
-        self._address = (host, port)
-        self._requests = requests
-        self._room = asyncio.Semaphore(most)
-        self._idle: deque[_Connection] = deque()
-
-    async def send(self, number: int) -> Answer:
-        """See `Send`."""
-        async with self._room:
-            try:
-                connection = await self._connection()
-                head = await connection.ask(self._requests[number % len(self._requests)])
-            except OSError:
-                return Answer.FAILED
-            self._idle.append(connection)
-        status = head[9:12]
-        return Answer.OK if status == b"200" else Answer.REFUSED if status == b"429" else Answer.FAILED
-
-    async def _connection(self) -> _Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.transport is not None:
-                return connection
-        _, made = await asyncio.get_running_loop().create_connection(_Connection, *self._address)
-        return made
-
-    async def close(self) -> None:
-        for connection in self._idle:
-            if connection.transport is not None:
-                connection.transport.close()
-
-
-class GrpcClient:
-    """grpc.aio over a few channels, with bytes for messages."""
-
-    def __init__(self, host: str, port: int, requests: list[bytes], channels: int = 4) -> None:
-        import grpc
-
-        self._requests = requests
-        self._refused = grpc.StatusCode.RESOURCE_EXHAUSTED
-        self._error = grpc.aio.AioRpcError
-        self._channels = [
-            grpc.aio.insecure_channel(f"{host}:{port}", options=[("kiln.channel", number)])
-            for number in range(channels)
-        ]
-        self._calls = [channel.unary_unary(GRPC_METHOD) for channel in self._channels]
-
-    async def send(self, number: int) -> Answer:
-        """See `Send`."""
-        try:
-            await self._calls[number % len(self._calls)](self._requests[number % len(self._requests)])
-        except self._error as error:
-            return Answer.REFUSED if error.code() is self._refused else Answer.FAILED
-        return Answer.OK
-
-    async def close(self) -> None:
-        for channel in self._channels:
-            await channel.close()
-
-
 @dataclass(frozen=True)
 class Load:
     """What to send where: requests to `model` of the server at `host`, due at times of `due`."""
@@ -245,11 +99,11 @@ async def run(load: Load, slo_s: float) -> Report:
     target = await asyncio.to_thread(find_target, f"http://{load.host}:{load.port}", load.model)
     build = rest_binary if load.protocol == "rest" else grpc_raw
     requests = [build(load.model, target.input_name, row) for row in target.rows(_BODIES, load.seed)]
-    client: RestClient | GrpcClient
+    client: Client
     if load.protocol == "rest":
         client = RestClient(load.host, load.port, requests, load.connections)
     else:
-        client = GrpcClient(load.host, load.grpc_port, requests)
+        client = GrpcClient(f"{load.host}:{load.grpc_port}", GRPC_METHOD, requests)
     try:
         for number in range(load.warm_up):
             await client.send(number)

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from service.bench import wire
 from service.rpc._generated.inference import open_inference_pb2 as pb
-from service.rpc._generated.kiln.tensorflow.serving import serving_pb2
-from service.tensors import Array, DataType
+from service.tensors import Array
 
 Floats = npt.NDArray[np.float32]
-GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
-TFSERVING_METHOD = "/tensorflow.serving.PredictionService/Predict"
-HEADER_LENGTH = "Inference-Header-Content-Length"
+GRPC_METHOD, TFSERVING_METHOD = wire.INFER_METHOD, wire.PREDICT_METHOD
+HEADER_LENGTH = wire.HEADER_LENGTH
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ class Path:
 def rest_json(model: str, input_name: str, rows: Floats) -> bytes:
     """TensorFlow Serving's row form."""
     del input_name
-    return _http(f"/v1/models/{model}:predict", tfserving_json(rows), "")
+    return wire.http(f"/v1/models/{model}:predict", tfserving_json(rows))
 
 
 def rest_binary(model: str, input_name: str, rows: Floats) -> bytes:
     """Open Inference Protocol with the binary tensor extension, both ways."""
     body, header_bytes = v2_binary(input_name, rows)
-    return _http(f"/v2/models/{model}/infer", body, f"{HEADER_LENGTH}: {header_bytes}\r\n")
+    return wire.http(f"/v2/models/{model}/infer", body, f"{HEADER_LENGTH}: {header_bytes}\r\n")
 
 
 def tfserving_json(rows: Floats) -> bytes:
@@ -79,46 +78,22 @@ def tfserving_json(rows: Floats) -> bytes:
 
 def v2_json(input_name: str, rows: Floats) -> bytes:
     """The body of an Open Inference request with its numbers as JSON."""
-    data = np.round(rows.astype(float), 4).ravel().tolist()
-    return json.dumps(
-        {"inputs": [{"name": input_name, "shape": rows.shape, "datatype": "FP32", "data": data}]}
-    ).encode()
+    return wire.v2_json({input_name: rows})
 
 
 def v2_binary(input_name: str, rows: Floats) -> tuple[bytes, int]:
     """The body of an Open Inference request with binary tensors both ways, and the bytes of its JSON header."""
-    raw = rows.tobytes()
-    tensor = {
-        "name": input_name,
-        "shape": list(rows.shape),
-        "datatype": "FP32",
-        "parameters": {"binary_data_size": len(raw)},
-    }
-    header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    return header + raw, len(header)
+    return wire.v2_binary({input_name: rows})
 
 
 def tfserving_grpc(model: str, input_name: str, rows: Floats) -> bytes:
     """TensorFlow Serving's Predict with the tensor's bytes."""
-    request = serving_pb2.PredictRequest(model_spec=serving_pb2.ModelSpec(name=model))
-    tensor = request.inputs[input_name]
-    tensor.dtype = DataType.FP32.number  # type: ignore[assignment]
-    for size in rows.shape:
-        tensor.tensor_shape.dim.add(size=size)
-    tensor.tensor_content = rows.tobytes()
-    return request.SerializeToString()
+    return wire.grpc_predict(model, {input_name: rows})
 
 
 def grpc_raw(model: str, input_name: str, rows: Floats) -> bytes:
     """Open Inference Protocol over gRPC with raw contents."""
-    request = pb.ModelInferRequest(model_name=model, raw_input_contents=[rows.tobytes()])
-    request.inputs.add(name=input_name, datatype="FP32", shape=rows.shape)
-    return request.SerializeToString()
-
-
-def _http(path: str, body: bytes, headers: str) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: kiln\r\nContent-Type: application/json\r\n{headers}"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return wire.grpc_infer(model, {input_name: rows})
 
 
 def _read_json(body: bytes) -> Array:

@@ -27,12 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = commands.add_parser("plan", help="find out a model's plans ahead of time, and keep them", add_help=False)
     importing = commands.add_parser("import", help="make a trained model the next version of a served one")
     _add_import(importing)
+    bench = commands.add_parser("bench", help="find the highest rate that keeps a goal for p99, by protocol")
     args = list(sys.argv[1:] if argv is None else argv)
     with_settings = {"serve": (serve, _serve), "inspect": (inspect, _inspect), "plan": (plan, _plan)}
     if args[:1] and args[0] in with_settings:
         command, run = with_settings[args[0]]
         _add_settings(command)
         return run(vars(command.parse_args(args[1:])))
+    if args[:1] == ["bench"]:
+        return _bench(bench, args[1:])
     given = parser.parse_args(args)  # help and errors leave from within
     return _import(given) if given.command == "import" else _status(given.url)
 
@@ -134,6 +137,14 @@ def _status(url: str) -> int:
     for row in [heads, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
+
+
+def _bench(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    from service.bench import command
+
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(args), lambda text: print(text, flush=True))
 
 
 def _settings(command: str, flags: dict[str, Any]) -> Settings | None:

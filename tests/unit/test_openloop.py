@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from load_tests.openloop import Answer, Record, _Connection, drive, report, text
+from load_tests.openloop import report, text
 from load_tests.traces import constant
+from service.bench.clients import Answer, Connection
+from service.bench.driving import Record, drive
 from tests.fakes import FakeClock
 
 
@@ -114,6 +116,47 @@ def test_requests_are_sent_when_they_are_due():
     assert [done - due for done, due in zip(record.done, record.due, strict=True)] == pytest.approx([3.0] * 4)
 
 
+def test_what_is_not_answered_in_time_is_given_up():
+    """After so much patience, counted from when the last request was sent."""
+
+    async def go() -> Record:
+        async def send(number: int) -> Answer:
+            await asyncio.sleep(100.0 if number == 1 else 0.1)
+            return Answer.OK
+
+        return await drive(np.array([0.0, 1.0, 2.0]), send, patience_s=5.0)
+
+    record = in_made_up_time(go)
+    assert record.answers == [Answer.OK, Answer.OK, Answer.UNANSWERED]
+    assert (record.due, record.done) == ([0.0, 2.0, 1.0], pytest.approx([0.1, 2.1, 7.0], abs=1e-3))
+
+
+def test_nothing_more_is_sent_once_it_is_hopeless():
+    """What is under way is still waited for."""
+
+    async def go() -> Record:
+        async def send(number: int) -> Answer:
+            await asyncio.sleep(0.1)
+            return Answer.REFUSED
+
+        return await drive(constant(1.0, 10.0), send, hopeless=lambda record: len(record.due) > 2)
+
+    assert len(in_made_up_time(go).due) == 4
+
+
+def test_what_sending_raises_is_raised_at_the_end():
+    """A fault of the driver is no answer of the server."""
+
+    async def go() -> Record:
+        async def send(number: int) -> Answer:
+            raise KeyError(number)
+
+        return await drive(constant(1.0, 3.0), send)
+
+    with pytest.raises(KeyError, match="0"):
+        in_made_up_time(go)
+
+
 def test_a_driver_that_is_late_says_so():
     """What it could not send in time counts from when it was due, and is told apart."""
     record = Record([0.0, 1.0], [0.0, 1.5], [0.1, 1.6], [Answer.OK, Answer.OK])
@@ -135,7 +178,7 @@ def test_refusals_and_failures_are_no_latencies():
 
 async def test_an_answer_may_come_in_pieces():
     """It is whole once as many bytes have come as its head says."""
-    connection = _Connection()
+    connection = Connection()
 
     class Transport(asyncio.Transport):
         def write(self, data: Any) -> None: ...

@@ -1,0 +1,1 @@
+"""``kiln bench``: how many requests a second a server answers within a goal, by protocol."""
