@@ -142,15 +142,17 @@ def _outputs(signature: Signature, said: PaddingConfig, inputs: tuple[PaddedInpu
                 f"padding.outputs.{spec.name}.like: one of {', '.join(each.name for each in inputs)} expected, "
                 f"got {own.like!r}"
             )
-        for axis in own.axis:
-            is_open = spec.shape is None or (axis < len(spec.shape) and spec.shape[axis] is None)
-            if not is_open and said.outputs is not None:
-                raise ModelLoadError(
-                    f"padding.outputs.{spec.name}: an open dimension of {spec.wire_shape()} expected, got axis {axis}"
-                )
-            if is_open and (spec.shape is not None or said.outputs is not None):
-                yield CutOutput(spec.name, own.axis, own.like or first.name)
-                break
+        closed = [axis for axis in own.axis if not _is_open(spec, axis)]
+        if closed and said.outputs is not None:
+            raise ModelLoadError(
+                f"padding.outputs.{spec.name}: an open dimension of {spec.wire_shape()} expected, got axis {closed[0]}"
+            )
+        if not closed:
+            yield CutOutput(spec.name, own.axis, own.like or first.name)
+
+
+def _is_open(spec: TensorSpec, axis: int) -> bool:
+    return spec.shape is not None and axis < len(spec.shape) and spec.shape[axis] is None
 
 
 # What the model says
