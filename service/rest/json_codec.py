@@ -232,7 +232,7 @@ def ragged_rows(
     None where `value` is no list of rows that differ in just that.
 
     Raises:
-        InvalidArgument: as `to_array`, of a row; or all together would be too large.
+        InvalidArgument: as `to_array`, of a row; it has another shape; or all together would be too large.
     """
     if not isinstance(value, ARRAY):
         return None
@@ -242,8 +242,9 @@ def ragged_rows(
             rows.append(to_array(row, spec, max_depth=max_depth - 1, exact=True))
         except InvalidArgument as error:
             raise InvalidArgument(f"row {index}: {error}") from None
-    if not all(spec.admits((1, *row.shape)) for row in rows):
-        return None
+        if not spec.admits((1, *rows[-1].shape)):
+            expected, received = spec.wire_shape()[1:], list(rows[-1].shape)
+            raise InvalidArgument(f"row {index}: input {spec.name!r}: {expected} expected, got {received}")
     return stack(rows, how, partial(bounds.check_shape, spec=spec))
 
 
