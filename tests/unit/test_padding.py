@@ -30,6 +30,9 @@ def nothing(shape: tuple[int, ...]) -> None:
     """No bound on a shape."""
 
 
+SAID, UNSAID = (ModelConfig.model_validate({"padding": said}) for said in (True, False))
+
+
 def padded(signature: Signature, said: Any) -> Signature:
     return with_padding(only(signature), ModelConfig(padding=said))[signature.name]
 
@@ -125,7 +128,7 @@ def test_rows_that_differ_in_more_than_length_are_not_stacked():
 
 def test_a_shape_is_checked_before_memory_is_spent():
     """Many short rows beside a long one may be more than one request may have."""
-    seen = []
+    seen: list[tuple[int, ...]] = []
     stack([np.ones(1), np.ones(7)], PaddedInput("x", 1, 0), seen.append)
     assert seen == [(2, 7)]
 
@@ -231,10 +234,10 @@ def test_an_output_of_unknown_rank_is_cut_only_where_said():
 def test_signatures_that_cannot_be_padded_are_left_as_they_are():
     """As long as another of the model can."""
     fixed = one(FP32, (None, 3), "fixed")
-    both = with_padding({"serving_default": TOKENS, "fixed": fixed}, ModelConfig(padding=True))
+    both = with_padding({"serving_default": TOKENS, "fixed": fixed}, SAID)
     assert both["fixed"] is fixed
     assert both["serving_default"].padding is not None
-    assert with_padding(only(TOKENS), ModelConfig(padding=False))["serving_default"] is TOKENS
+    assert with_padding(only(TOKENS), UNSAID)["serving_default"] is TOKENS
 
 
 @pytest.mark.parametrize(

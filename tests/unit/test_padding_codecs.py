@@ -102,6 +102,12 @@ def test_long_lists_of_numbers_may_be_ragged_too():
     assert int(decoded.inputs["x"].sum()) == 300_000 + 2 * 299_999
 
 
+def test_a_long_list_of_another_type_is_refused_as_ever():
+    """Numbers where truths are expected are not read as rows at all."""
+    with pytest.raises(InvalidArgument, match="input 'x' is ragged: 0 elements expected at"):
+        decode({"instances": [[], [1] * 600_000]}, padded(one(DataType.BOOL, (None, None))))
+
+
 TAGS = Signature(
     "serving_default",
     (TensorSpec("x", INT32, (None, None)),),
