@@ -75,6 +75,8 @@ def _form(document: Document) -> str:
 class _Reader:
     """Reads the inputs of one request; `lengths` has those of the rows of inputs that came ragged."""
 
+    __slots__ = ("_bounds", "_document", "_signature", "lengths")
+
     def __init__(self, signature: Signature, document: Document, bounds: Bounds) -> None:
         self.lengths: dict[str, list[int]] | None = None
         self._signature = signature
@@ -131,8 +133,7 @@ class _Reader:
     def _array(self, value: Any, spec: TensorSpec, text: bytes, max_depth: int) -> Array:
         """The input as an array; rows of an input that is padded may differ in length."""
         padding = self._signature.padding
-        how = None if padding is None else padding.of(spec.name)
-        if how is None:
+        if padding is None or (how := padding.of(spec.name)) is None:
             return to_array(value, spec, text, max_depth, exact=True)
         try:
             return to_array(value, spec, text, max_depth, exact=True)
@@ -164,7 +165,7 @@ def encode_predict(prediction: Prediction, form: str) -> bytes:
 
 def _jsonable(prediction: Prediction, name: str) -> Any:
     as_base64 = name.endswith("_bytes")
-    rows = prediction.rows_of(name)
+    rows = None if prediction.lengths is None else prediction.rows_of(name)
     if rows is not None:
         return [jsonable(row, as_base64=as_base64) for row in rows]
     return jsonable(prediction.outputs[name], as_base64=as_base64)
