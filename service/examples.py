@@ -13,14 +13,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.errors import FailedPrecondition, InvalidArgument
+from service.padding import stack
 from service.predictor import Decoded, Prediction, choose_signature
-from service.tensors import Array, DataType, Signature, TensorSpec, integers_fit
+from service.tensors import Array, DataType, Signature, Tensors, TensorSpec, integers_fit
 
 Features = Mapping[str, Array]
 """Values by feature, ``(values,)`` each: FP32, INT64 or bytes; one without values is of no kind."""
@@ -86,7 +88,8 @@ def decode_examples(
         rows[:] = examples.serialized()
         bounds.check_strings(rows, signature.inputs[0].name)
         return Decoded(signature, {signature.inputs[0].name: rows}, strict_shapes=False)
-    return Decoded(signature, _from_features(examples.features(), signature, bounds))
+    inputs, lengths = _from_features(examples.features(), signature, bounds)
+    return Decoded(signature, inputs, lengths=lengths)
 
 
 def check_context(context: Features, rows: int, bounds: Bounds) -> None:
@@ -112,7 +115,10 @@ def _takes_serialized(method: Method, signature: Signature) -> bool:
 # Features as inputs
 
 
-def _from_features(rows: Sequence[Features], signature: Signature, bounds: Bounds) -> dict[str, Array]:
+def _from_features(
+    rows: Sequence[Features], signature: Signature, bounds: Bounds
+) -> tuple[Tensors, dict[str, list[int]] | None]:
+    """Arrays by input, and the lengths of rows that were padded."""
     names = {spec.name: spec.name for spec in signature.inputs}
     given = dict.fromkeys(name for row in rows for name in row)
     if len(names) == len(given) == 1:  # the only feature can only mean the only input
@@ -132,27 +138,40 @@ def _from_features(rows: Sequence[Features], signature: Signature, bounds: Bound
                     f"feature {name!r} is missing in example {index}: signature {signature.name!r} takes {expected}; "
                     f"received {received}"
                 )
-    inputs = {}
+    inputs: Tensors = {}
+    lengths: dict[str, list[int]] = {}
     for spec in signature.inputs:
         columns = [row[names[spec.name]] for row in rows]
         bounds.check_shape((len(columns), max(map(len, columns))), spec)
         if spec.dtype is DataType.BYTES:
             bounds.check_strings((item for values in columns for item in values if isinstance(item, bytes)), spec.name)
-        inputs[spec.name] = _column(spec, names[spec.name], columns)
-    return inputs
+        how = None if signature.padding is None else signature.padding.of(spec.name)
+        if how is not None and len(set(map(len, columns))) > 1:
+            arrays = [_column(spec, names[spec.name], [values], index)[0] for index, values in enumerate(columns)]
+            padded = stack(arrays, how, partial(bounds.check_shape, spec=spec))
+            assert padded is not None  # one size of a row is open at most
+            inputs[spec.name], lengths[spec.name] = padded
+        else:
+            inputs[spec.name] = _column(spec, names[spec.name], columns)
+    return inputs, lengths or None
 
 
-def _column(spec: TensorSpec, feature: str, rows: list[Array]) -> Array:
-    """One feature's values of all rows, as ``(rows, …)`` of the type and shape that `spec` asks for."""
+def _column(spec: TensorSpec, feature: str, rows: list[Array], first: int = 0) -> Array:
+    """One feature's values of all rows, as ``(rows, …)`` of the type and shape that `spec` asks for.
+
+    `first` is which example the first of them is.
+    """
     shape = _row_shape(spec, feature)
     count = len(rows[0])
-    for index, values in enumerate(rows):
+    for index, values in enumerate(rows, first):
         where = f"feature {feature!r} of example {index}"
         if len(values) != count:
             raise InvalidArgument(f"{where}: {count} values expected, as in example 0, got {len(values)}")
         _check_kind(spec, values, where)
     _check_count(shape, count, f"feature {feature!r}")
-    flat = np.concatenate([_cast(spec, values, f"feature {feature!r} of example {i}") for i, values in enumerate(rows)])
+    flat = np.concatenate(
+        [_cast(spec, values, f"feature {feature!r} of example {i}") for i, values in enumerate(rows, first)]
+    )
     sizes = [size for size in shape if size is not None]
     open_size = count // math.prod(sizes) if None in shape else 0
     return flat.reshape(len(rows), *(open_size if size is None else size for size in shape))

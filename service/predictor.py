@@ -17,10 +17,20 @@ from service.batching.statistics import VersionStatistics
 from service.errors import Code, DeadlineExceeded, FailedPrecondition, InvalidArgument, KilnError, Unavailable
 from service.following.followed import Followed, Following
 from service.metrics import Metrics, ObservedRequest
+from service.padding import Lengths
 from service.registry.config import ModelConfig
 from service.registry.lifecycle import VersionStatus
 from service.runtime.records import SignatureRecord
-from service.tensors import DEFAULT_SIGNATURE, Signature, Tensors, check_names, check_shape, count_rows
+from service.tensors import (
+    DEFAULT_SIGNATURE,
+    Array,
+    Signature,
+    Tensors,
+    check_names,
+    check_shape,
+    count_rows,
+    is_padded,
+)
 from service.trace_context import NOBODY, Caller, caller
 
 SERVER_NAME = "kiln"
@@ -53,7 +63,8 @@ class Decoded:
     With `strict_shapes` the signature's rank and sizes are enforced here; without, as TensorFlow
     Serving has it, a shape that differs goes to the graph, which may refuse it: but only if the
     signature says that the graph can be let try. `timeout_s` is what the request gives itself, beside
-    the deadline of its call; `priority` is as in `Batcher.submit`.
+    the deadline of its call; `priority` is as in `Batcher.submit`. Of an input whose rows came in different lengths
+    and are padded to the longest, `lengths` has that of each.
     """
 
     signature: Signature
@@ -61,6 +72,7 @@ class Decoded:
     strict_shapes: bool = True
     timeout_s: float | None = None
     priority: int = 0
+    lengths: Lengths | None = None
 
 
 Decoder = Callable[[Mapping[str, Signature]], Decoded]
@@ -69,13 +81,20 @@ Decoder = Callable[[Mapping[str, Signature]], Decoded]
 
 @dataclass(slots=True)
 class Prediction:
-    """Outputs, ``(rows, …)`` each, who made them, and where the time went."""
+    """Outputs, ``(rows, …)`` each, who made them, and where the time went; `lengths` is as in `Decoded`."""
 
     model: str
     version: int
     signature: Signature
     outputs: Tensors
     spent: Spent = field(default_factory=Spent)
+    lengths: Lengths | None = None
+
+    def rows_of(self, name: str) -> list[Array] | None:
+        """The rows of an output that follows the lengths of rows that differ, each of its own; else None."""
+        if self.lengths is None or self.signature.padding is None:
+            return None
+        return self.signature.padding.rows_of(name, self.outputs[name], self.lengths)
 
 
 @dataclass(frozen=True)
@@ -308,7 +327,7 @@ class Request:
         spent = Spent()
         spent.caller = self._caller
         outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, spent, decoded.priority)
-        return Prediction(handle.model, handle.version, decoded.signature, outputs, spent)
+        return Prediction(handle.model, handle.version, decoded.signature, outputs, spent, decoded.lengths)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._end(error)
@@ -343,7 +362,7 @@ class FollowedRequest(Request):
     async def _ask(self, handle: Handle, decoded: Decoded, deadline: float | None) -> Prediction:
         asked = self._followed.asks(decoded.signature, decoded.inputs)
         asked.outputs = await handle.submit(decoded.signature, decoded.inputs, deadline, asked.spent, decoded.priority)
-        return Prediction(handle.model, handle.version, decoded.signature, asked.outputs, asked.spent)
+        return Prediction(handle.model, handle.version, decoded.signature, asked.outputs, asked.spent, decoded.lengths)
 
     def _end(self, error: BaseException | None) -> Code | None:
         followed, observed = self._followed, self._observed
@@ -361,7 +380,7 @@ def validate(decoded: Decoded) -> None:
     """
     signature, inputs = decoded.signature, decoded.inputs
     check_names(signature, inputs)
-    is_strict = decoded.strict_shapes or not signature.takes_other_shapes
+    is_strict = decoded.strict_shapes or not signature.takes_other_shapes or decoded.lengths is not None
     for spec in signature.inputs:
         array = inputs[spec.name]
         if is_strict:
@@ -369,6 +388,8 @@ def validate(decoded: Decoded) -> None:
         if array.dtype != spec.dtype.numpy:
             raise InvalidArgument(f"input {spec.name!r}: expected datatype {spec.dtype.value}, got {array.dtype}")
     count_rows(signature, inputs)
+    if signature.padding is not None and is_padded(signature, inputs):
+        signature.padding.check(inputs, decoded.lengths)
 
 
 def choose_signature(signatures: Mapping[str, Signature], name: str = "") -> Signature:

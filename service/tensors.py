@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from service.errors import InvalidArgument
 from service.meaning import ModelMeaning
+from service.padding import Padding
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
@@ -139,7 +140,8 @@ class Signature:
     `takes_other_shapes` tells that the graph may be tried with shapes that it does not declare:
     it then answers or refuses. Other graphs must not be, for some operations abort the process.
     `stateful` tells that each run changes the model's variables: every request runs alone, once.
-    `meaning` is what ``model.yaml`` says of the model, all signatures of which share it.
+    `meaning` is what ``model.yaml`` says of the model, all signatures of which share it. With `padding` requests of
+    different lengths share a batch.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Signature:
     takes_other_shapes: bool = False
     stateful: bool = False
     meaning: ModelMeaning | None = field(default=None, compare=False, repr=False)
+    padding: Padding | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def input_by_name(self) -> dict[str, TensorSpec]:
@@ -215,6 +218,11 @@ def check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
     raise InvalidArgument(
         f"input {spec.name!r}: {_bracket(expected)} expected, got {_bracket(received)}" + _likely_fix(spec, shape)
     )
+
+
+def is_padded(signature: Signature, inputs: Tensors) -> bool:
+    """Whether such inputs are padded by length: the signature says so, and declares shapes as theirs are."""
+    return signature.padding is not None and all(spec.admits(inputs[spec.name].shape) for spec in signature.inputs)
 
 
 def count_rows(signature: Signature, inputs: Tensors) -> int:

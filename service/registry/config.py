@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from service.errors import InvalidArgument
+from service.padding import Side
 from service.registry.policy import All, Latest, Specific, VersionPolicy
 from service.runtime.base import PlanName, Precision
 
@@ -34,6 +44,85 @@ class Shadow(BaseModel):
 
     to: int | str
     share: float = Field(default=1.0, gt=0, le=1)
+
+
+def _fill(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError("a number, a text, true or false expected")
+
+
+def _axes(value: Any) -> Any:
+    """One axis or several."""
+    return [value] if type(value) is int else value
+
+
+def _cut_output(value: Any) -> Any:
+    """An output's axes alone, or with what they follow."""
+    return {"axis": value} if isinstance(value, int | list | tuple) else value
+
+
+def _padding(value: Any) -> Any:
+    """``true`` for all defaults, ``false`` for none."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+Fill = Annotated[bool | int | float | str | None, BeforeValidator(_fill)]
+Axis = Annotated[int, Field(ge=1, le=63, strict=True)]
+
+
+class InputPadding(BaseModel):
+    """How one input is padded; what is not said is as in `PaddingConfig`, the axis the only one that is open."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    axis: Axis | None = None
+    value: Fill = None
+    side: Side | None = None
+
+
+class OutputPadding(BaseModel):
+    """The axes along which an output is cut back to the length of input `like`, by default the first that is padded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    axis: Annotated[
+        tuple[Axis, ...], Field(min_length=1), BeforeValidator(_axes, json_schema_input_type=Axis | list[Axis])
+    ]
+    like: str | None = None
+
+
+class PaddingConfig(BaseModel):
+    """How sequences of different lengths come to share a batch.
+
+    Without `inputs` all are padded that have one open dimension beside their rows; without `outputs` those are cut
+    back that are open along the same axis.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs: dict[str, InputPadding] = {}
+    value: Fill = None
+    side: Side = "right"
+    lengths: tuple[Annotated[int, Field(ge=1, le=2**20, strict=True)], ...] = ()
+    longer: Literal["refuse", "exact"] = "refuse"
+    outputs: (
+        dict[
+            str,
+            Annotated[
+                OutputPadding, BeforeValidator(_cut_output, json_schema_input_type=Axis | list[Axis] | OutputPadding)
+            ],
+        ]
+        | None
+    ) = None
+    check: bool = True
+
+    @field_validator("lengths")
+    @classmethod
+    def _lengths_ascend(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if any(later <= earlier for earlier, later in itertools.pairwise(lengths)):
+            raise ValueError("ascending lengths expected")
+        return lengths
 
 
 class ModelConfig(BaseModel):
@@ -73,6 +162,12 @@ class ModelConfig(BaseModel):
     )
     buckets: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
         default=(), description="batch sizes that plans are prepared for; else the setting `buckets`"
+    )
+    padding: Annotated[
+        PaddingConfig | None, BeforeValidator(_padding, json_schema_input_type=PaddingConfig | bool | None)
+    ] = Field(
+        default=None,
+        description="`true` or `{value: 0, lengths: [16, 32]}`: sequences of different lengths share batches",
     )
     rtol: float = Field(default=1e-4, ge=0, description="how far a plan's floats may be from the signature's, relative")
     atol: float = Field(default=1e-5, ge=0, description="the same, absolute; integers, booleans and strings are equal")

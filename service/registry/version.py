@@ -18,16 +18,18 @@ from service.batching.runner import Runner, ThreadRunner, result_of
 from service.errors import KilnError
 from service.meaning import MEANING_FILE, ModelMeaning
 from service.metrics import Metrics
+from service.padding import Padding
 from service.registry.config import ModelConfig
 from service.registry.labels import labelled
 from service.registry.lifecycle import Lifecycle, State, VersionStatus
 from service.registry.meaning import explained
+from service.registry.padding import padding_problem, with_padding
 from service.registry.repository import Source
 from service.registry.room import Room
 from service.runtime.base import signatures_line
 from service.runtime.memory import MemoryUse
 from service.runtime.records import SignatureRecord
-from service.tensors import Signature, Tensors
+from service.tensors import Signature, Tensors, is_padded
 
 _log = logging.getLogger("kiln.registry")
 _KEYS = itertools.count(1)
@@ -196,10 +198,12 @@ class Version:
             labels = await result_of(loader, lambda: options.labels(self.source))
             model.signatures = labelled(model.signatures, labels, self.label)
             await result_of(loader, lambda: self._explain(model, options))
+            model.signatures = with_padding(model.signatures, config)
             self.lifecycle.advance(State.WARMING)
             _log.info("warming up %s", self.label)
             warm_up_start = time.monotonic()
             await result_of(loader, model.warm_up)
+            await result_of(loader, lambda: self._check_padding(model, config))
             if memory is not None:
                 await result_of(loader, lambda: memory.remember(path, config, model.memory))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this version's failure only
@@ -226,6 +230,12 @@ class Version:
         model.signatures = signatures
         if problem:
             model.left_out = {**model.left_out, MEANING_FILE: problem}
+
+    def _check_padding(self, model: Model, config: ModelConfig) -> None:
+        """Raise `ModelLoadError` where padding changes answers; where that is allowed, it is told of."""
+        if found := padding_problem(model, config):
+            _log.warning("%s: %s", self.label, found)
+            model.left_out = {**model.left_out, "padding": found}
 
     def start_planning(self, turn: asyncio.Semaphore, metrics: Metrics, room: Room) -> None:
         """Find out better plans while it serves, when it is its `turn`, and put them in use."""
@@ -334,6 +344,10 @@ class Version:
         return is_drained
 
 
+async def _cut(answer: Awaitable[Tensors], padding: Padding, sizes: Mapping[str, tuple[int, int]]) -> Tensors:
+    return padding.cut(await answer, sizes)
+
+
 class VersionHandle:
     """A version held for one request, whose lifecycle has counted it."""
 
@@ -356,7 +370,10 @@ class VersionHandle:
         spent: Spent | None = None,
         priority: int = 0,
     ) -> Awaitable[Tensors]:
-        return self._batcher.submit(signature, inputs, deadline, spent, priority)
+        if signature.padding is None or not is_padded(signature, inputs):
+            return self._batcher.submit(signature, inputs, deadline, spent, priority)
+        padded, sizes = signature.padding.pad(inputs, self._batcher.queue.limits.max_queue_bytes)
+        return _cut(self._batcher.submit(signature, padded, deadline, spent, priority), signature.padding, sizes)
 
     def release(self) -> None:
         self._owner.last_used = time.monotonic()

@@ -115,13 +115,19 @@ def answers_of(predictions: Sequence[Prediction], count: int) -> list[Answer]:
     return answers
 
 
+def _plain(array: Array) -> Array:
+    """With values of bfloat16 as float32, which JSON's writer knows."""
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
 def _cut(prediction: Prediction) -> Iterator[Answer]:
     signature, outputs = prediction.signature, prediction.outputs
-    plain = {name: array.astype(np.float32) if array.dtype.kind == "V" else array for name, array in outputs.items()}
+    plain = {name: _plain(array) for name, array in outputs.items()}
     if signature.batched:
         rows = min((len(array) for array in plain.values()), default=0)
+        ragged = {name: list(map(_plain, each)) for name in outputs if (each := prediction.rows_of(name)) is not None}
         for row in range(rows):
-            yield {name: array[row, ...] for name, array in plain.items()}
+            yield {name: ragged[name][row] if name in ragged else array[row, ...] for name, array in plain.items()}
         return
     has_row = {spec.name: spec.is_batched for spec in signature.outputs}
     yield {name: array[0, ...] if has_row[name] and array.shape[:1] == (1,) else array for name, array in plain.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import orjson
 from service.bounds import Bounds
 from service.errors import InvalidArgument
 from service.meaning import is_one_value
+from service.padding import stack
 from service.predictor import Decoded
 from service.rest.door_body_codec import BARE, Record, Records, Text
 from service.rest.door_fields import FieldSpec, fields_of, shown
@@ -53,23 +55,31 @@ def decode_records(given: Records, signature: Signature, bounds: Bounds, body_by
     parts = [rows] if signature.batched else [[row] for row in rows]
     decoded = []
     for part in parts:
-        inputs = _tensors(part, fields)
+        inputs, lengths = _tensors(part, fields, signature, bounds)
         bounds.check_inputs(inputs, body_bytes)
-        decoded.append(Decoded(signature, inputs))
+        decoded.append(Decoded(signature, inputs, lengths=lengths))
     return decoded
 
 
-def _tensors(rows: Sequence[Sequence[Array]], fields: Sequence[FieldSpec]) -> Tensors:
-    """Arrays by input; those of an input without rows stay as they are."""
+def _tensors(
+    rows: Sequence[Sequence[Array]], fields: Sequence[FieldSpec], signature: Signature, bounds: Bounds
+) -> tuple[Tensors, dict[str, list[int]] | None]:
+    """Arrays by input, and the lengths of rows that were padded; those of an input without rows stay as they are."""
     inputs: Tensors = {}
+    lengths: dict[str, list[int]] = {}
     for place, field in enumerate(fields):
         arrays = [row[place] for row in rows]
         shapes = {array.shape for array in arrays}
+        how = signature.padding.of(field.name) if signature.padding is not None and len(shapes) > 1 else None
+        padded = None if how is None else stack(arrays, how, partial(bounds.check_shape, spec=field.spec))
+        if padded is not None:
+            inputs[field.name], lengths[field.name] = padded
+            continue
         if len(shapes) > 1:
             first, other = sorted(shapes)[:2]
             raise InvalidArgument(f"field {field.name!r}: records differ in shape: {shown(first)} and {shown(other)}")
         inputs[field.name] = np.stack(arrays) if field.spec.is_batched else arrays[0]
-    return inputs
+    return inputs, lengths or None
 
 
 def _row(record: Record, fields: Sequence[FieldSpec], rows: int, budget: Budget, *, is_bare: bool) -> list[Array]:

@@ -22,6 +22,7 @@ import simdjson
 
 from service.bounds import Bounds, too_many
 from service.errors import InvalidArgument
+from service.padding import PaddedInput, stack
 from service.rest.json_elements import cast, from_python, may_have_integers, quote, too_deep
 from service.rest.json_pieces import NUMBER_BYTES, PROXY_COST_BYTES, NotPlainError, NumberText, parse_around
 from service.rest.json_scan import fewest_elements, is_deeper
@@ -221,6 +222,30 @@ def to_array(
         if array is not None:
             return array
     return from_python(plain(value, max_depth), spec, exact=exact)
+
+
+def ragged_rows(
+    value: Any, spec: TensorSpec, how: PaddedInput, max_depth: int, bounds: Bounds
+) -> tuple[Array, list[int]] | None:
+    """Rows of different lengths as one array, each padded to the longest, and their lengths; integers as with `exact`.
+
+    None where `value` is no list of rows that differ in just that.
+
+    Raises:
+        InvalidArgument: as `to_array`, of a row; it has another shape; or all together would be too large.
+    """
+    if not isinstance(value, ARRAY):
+        return None
+    rows = []
+    for index, row in enumerate(value):
+        try:
+            rows.append(to_array(row, spec, max_depth=max_depth - 1, exact=True))
+        except InvalidArgument as error:
+            raise InvalidArgument(f"row {index}: {error}") from None
+        if not spec.admits((1, *rows[-1].shape)):
+            expected, received = spec.wire_shape()[1:], list(rows[-1].shape)
+            raise InvalidArgument(f"row {index}: input {spec.name!r}: {expected} expected, got {received}")
+    return stack(rows, how, partial(bounds.check_shape, spec=spec))
 
 
 def _from_text(value: NumberText, spec: TensorSpec, max_depth: int, *, exact: bool) -> Array:

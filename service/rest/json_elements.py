@@ -37,6 +37,10 @@ _TYPES = {
 """What an element may be that needs no closer look, by NumPy's kind (bfloat16 has the kind V)."""
 
 
+class RaggedError(InvalidArgument):
+    """Lists at one level differ in length, which only an input that is padded may have."""
+
+
 def cast(buffer: Array, spec: TensorSpec, written: Callable[[], Iterable[Any]] | None = None) -> Array:
     """To the input's type; a number that the type cannot hold is refused.
 
@@ -123,9 +127,7 @@ def _flatten(value: Any, shape: tuple[int, ...], spec: TensorSpec, place: list[i
         return
     if not isinstance(value, list) or len(value) != shape[0]:
         got = f"{len(value)} elements" if isinstance(value, list) else quote(value)
-        raise InvalidArgument(
-            f"input {spec.name!r} is ragged: {shape[0]} elements expected at {_place(place)}, got {got}"
-        )
+        raise RaggedError(f"input {spec.name!r} is ragged: {shape[0]} elements expected at {_place(place)}, got {got}")
     if len(shape) == 1 and _TYPES[spec.dtype.numpy.kind].issuperset(map(type, value)) and _extend(out, value, spec):
         return
     for index, item in enumerate(value):
@@ -148,7 +150,7 @@ def _extend(out: list[Any], values: list[Any], spec: TensorSpec) -> bool:
 
 def _element(value: Any, spec: TensorSpec, place: list[int]) -> Any:
     if isinstance(value, list):
-        raise InvalidArgument(f"input {spec.name!r} is ragged: a value expected at {_place(place)}, got a list")
+        raise RaggedError(f"input {spec.name!r} is ragged: a value expected at {_place(place)}, got a list")
     if spec.dtype is DataType.BYTES:
         fits = isinstance(value, str | dict)
     elif spec.dtype is DataType.BOOL:

@@ -20,11 +20,12 @@ from service.rest.json_codec import (
     dumps,
     jsonable,
     plain,
+    ragged_rows,
     to_array,
 )
-from service.rest.json_elements import is_base64, quote
+from service.rest.json_elements import RaggedError, is_base64, quote
 from service.rest.json_pieces import NotPlainError, NumberText
-from service.tensors import Array, Signature, Tensors, check_names
+from service.tensors import MAX_DIMENSIONS, Array, Signature, Tensors, TensorSpec, check_names
 
 
 def decode_predict(
@@ -56,10 +57,10 @@ def _decode(document: Document, signatures: Mapping[str, Signature], bounds: Bou
     check_elements(document.text, signature, bounds)
     form = _form(document)
     value = document.get(form)
-    read = _from_instances if form == "instances" else _from_inputs
-    inputs = read(value, signature, document)
+    reader = _Reader(signature, document, bounds)
+    inputs = reader.from_instances(value) if form == "instances" else reader.from_inputs(value)
     bounds.check_inputs(inputs, len(document.text))
-    return Decoded(signature, inputs, strict_shapes=False), form
+    return Decoded(signature, inputs, strict_shapes=False, lengths=reader.lengths), form
 
 
 def _form(document: Document) -> str:
@@ -71,68 +72,103 @@ def _form(document: Document) -> str:
     return "instances" if is_rows else "inputs"
 
 
-def _from_inputs(value: Any, signature: Signature, document: Document) -> Tensors:
-    """Columnar: one tensor, or an object of one tensor per input."""
-    if isinstance(value, OBJECT) and not is_base64(value):
-        check_names(signature, dict.fromkeys(value.keys()))
-        text = document.text if len(signature.inputs) == 1 else b""
-        max_depth = document.max_depth - 2
-        return {spec.name: to_array(value[spec.name], spec, text, max_depth, exact=True) for spec in signature.inputs}
-    if len(signature.inputs) != 1:
-        raise InvalidArgument(
-            f"'inputs' must be an object with the inputs {', '.join(sorted(signature.input_by_name))}"
-        )
-    spec = signature.inputs[0]
-    return {spec.name: to_array(value, spec, document.text, document.max_depth - 1, exact=True)}
+class _Reader:
+    """Reads the inputs of one request; `lengths` has those of the rows of inputs that came ragged."""
 
+    __slots__ = ("_bounds", "_document", "_signature", "lengths")
 
-def _from_instances(value: Any, signature: Signature, document: Document) -> Tensors:
-    """Row by row: a list of values of the only input, or of objects with one value per input."""
-    if not isinstance(value, NumberText):
-        if not isinstance(value, ARRAY):
-            raise InvalidArgument("'instances' must be a list of rows")
-        if not len(value):
-            raise InvalidArgument("'instances' has no rows: at least one is expected, got an empty batch")
-        first = value[0]
-        if isinstance(first, OBJECT) and not is_base64(first):
-            return _from_named_rows(plain(value, document.max_depth - 1), signature)
-    if len(signature.inputs) != 1:
-        raise InvalidArgument(
-            f"each row of 'instances' must be an object with the inputs {', '.join(sorted(signature.input_by_name))}"
-        )
-    spec = signature.inputs[0]
-    return {spec.name: to_array(value, spec, document.text, document.max_depth - 1, exact=True)}
+    def __init__(self, signature: Signature, document: Document, bounds: Bounds) -> None:
+        self.lengths: dict[str, list[int]] | None = None
+        self._signature = signature
+        self._document = document
+        self._bounds = bounds
 
+    def from_inputs(self, value: Any) -> Tensors:
+        """Columnar: one tensor, or an object of one tensor per input."""
+        signature, document = self._signature, self._document
+        if isinstance(value, OBJECT) and not is_base64(value):
+            check_names(signature, dict.fromkeys(value.keys()))
+            text = document.text if len(signature.inputs) == 1 else b""
+            max_depth = document.max_depth - 2
+            return {spec.name: self._array(value[spec.name], spec, text, max_depth) for spec in signature.inputs}
+        if len(signature.inputs) != 1:
+            raise InvalidArgument(
+                f"'inputs' must be an object with the inputs {', '.join(sorted(signature.input_by_name))}"
+            )
+        spec = signature.inputs[0]
+        return {spec.name: self._array(value, spec, document.text, document.max_depth - 1)}
 
-def _from_named_rows(rows: list[Any], signature: Signature) -> Tensors:
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InvalidArgument(f"element {index} of 'instances' must be an object, as the first is")
+    def from_instances(self, value: Any) -> Tensors:
+        """Row by row: a list of values of the only input, or of objects with one value per input."""
+        signature, document = self._signature, self._document
+        if not isinstance(value, NumberText):
+            if not isinstance(value, ARRAY):
+                raise InvalidArgument("'instances' must be a list of rows")
+            if not len(value):
+                raise InvalidArgument("'instances' has no rows: at least one is expected, got an empty batch")
+            first = value[0]
+            if isinstance(first, OBJECT) and not is_base64(first):
+                return self._from_named_rows(plain(value, document.max_depth - 1))
+        if len(signature.inputs) != 1:
+            raise InvalidArgument(
+                "each row of 'instances' must be an object with the inputs "
+                f"{', '.join(sorted(signature.input_by_name))}"
+            )
+        spec = signature.inputs[0]
+        return {spec.name: self._array(value, spec, document.text, document.max_depth - 1)}
+
+    def _from_named_rows(self, rows: list[Any]) -> Tensors:
+        for index, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise InvalidArgument(f"element {index} of 'instances' must be an object, as the first is")
+            try:
+                check_names(self._signature, row)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"element {index} of 'instances': {error}") from None
+        return {
+            spec.name: self._array([row[spec.name] for row in rows], spec, b"", MAX_DIMENSIONS)
+            for spec in self._signature.inputs
+        }
+
+    def _array(self, value: Any, spec: TensorSpec, text: bytes, max_depth: int) -> Array:
+        """The input as an array; rows of an input that is padded may differ in length."""
+        padding = self._signature.padding
+        if padding is None or (how := padding.of(spec.name)) is None:
+            return to_array(value, spec, text, max_depth, exact=True)
         try:
-            check_names(signature, row)
-        except InvalidArgument as error:
-            raise InvalidArgument(f"element {index} of 'instances': {error}") from None
-    return {spec.name: to_array([row[spec.name] for row in rows], spec, exact=True) for spec in signature.inputs}
+            return to_array(value, spec, text, max_depth, exact=True)
+        except RaggedError:
+            padded = ragged_rows(value, spec, how, max_depth, self._bounds)
+            if padded is None:
+                raise
+        array, lengths = padded
+        self.lengths = {**(self.lengths or {}), spec.name: lengths}
+        return array
 
 
 def encode_predict(prediction: Prediction, form: str) -> bytes:
     """``{"predictions": …}`` for rows, ``{"outputs": …}`` for columns.
 
-    One output comes bare, several by name. Outputs whose name ends in ``_bytes`` come as base64.
+    One output comes bare, several by name. Outputs whose name ends in ``_bytes`` come as base64. Where the rows of the
+    request differed in length, so do those of outputs that follow it.
     """
     outputs = prediction.outputs
     if len(outputs) == 1 and form == "instances":
         ((name, array),) = outputs.items()
         if array.ndim:
-            return dumps({"predictions": _jsonable(name, array)})
-    values = {name: _jsonable(name, array) for name, array in outputs.items()}
+            return dumps({"predictions": _jsonable(prediction, name)})
+    values = {name: _jsonable(prediction, name) for name in outputs}
     if form == "inputs":
         return dumps({"outputs": next(iter(values.values())) if len(values) == 1 else values})
     return dumps({"predictions": _rows(values, outputs)})
 
 
-def _jsonable(name: str, array: Array) -> Any:
-    return jsonable(array, as_base64=name.endswith("_bytes"))
+def _jsonable(prediction: Prediction, name: str) -> Any:
+    as_base64 = name.endswith("_bytes")
+    rows = None if prediction.lengths is None else prediction.rows_of(name)
+    if rows is not None:
+        return [jsonable(row, as_base64=as_base64) for row in rows]
+    return jsonable(prediction.outputs[name], as_base64=as_base64)
 
 
 def _rows(values: dict[str, Any], outputs: Tensors) -> Any:

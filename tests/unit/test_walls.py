@@ -29,7 +29,7 @@ ORDER = (
     ("service.runtime",),
     ("service.bounds",),
     ("service.tensors",),
-    ("service.meaning",),
+    ("service.meaning", "service.padding"),
     ("service.errors", "service.batching_file"),
 )
 """The rooms from above to below; a room imports only those further down, and none beside it."""
@@ -132,6 +132,7 @@ PURE = (
     "service/registry/memory.py",
     "service/examples.py",
     "service/meaning.py",
+    "service/padding.py",
     "service/tensors.py",
     "service/errors.py",
 )
