@@ -311,6 +311,7 @@ class Registry:
 
     def _set_goal(self, model: ServedModel) -> None:
         self._metrics.goal(model.name, model.config.slo_ms)
+        self._options.devices.weigh(model.name, model.config.weight)
         for version in model.versions:
             version.hold_to(model.config.slo_ms)
 
