@@ -45,6 +45,7 @@ class Registry:
         self._metrics = metrics
         self._configs: ModelConfigs = configs or {}
         self._watcher = watcher
+        self._noted = repository
         self._models: dict[str, ServedModel] = {}
         self._is_closed = False
         """Whether a client has said what is to be served, so that nothing else is."""
@@ -74,8 +75,10 @@ class Registry:
         assert self._watcher is not None
         if configs is not None:
             self._configs = configs
-        self._note(await self._watcher.found(self._configs))
-        for model in list(self._models.values()):
+        found = await self._watcher.found(self._configs)
+        if configs is not None or not found.is_same(self._noted):
+            self._note(found)
+        for model in [model for model in self._models.values() if not model.is_settled]:
             self._keep(asyncio.create_task(self._settle(model)))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
@@ -292,6 +295,7 @@ class Registry:
 
     def _note(self, repository: Repository) -> None:
         """Take note of what lies there; models come into being here."""
+        self._noted = repository
         sources: dict[str, dict[int, Source]] = {}
         problems: dict[str, dict[int | None, Problem]] = {}
         for source in repository.sources:
