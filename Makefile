@@ -11,7 +11,7 @@ BAKE ?=
 MINUTES ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs bench-plans load simulate simulate-live overload models image image-test chart
+.PHONY: help setup serve test lint type protos observe-test dashboards bench bench-codecs bench-plans load simulate simulate-live overload many-models models image image-test chart
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1  #/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -52,6 +52,9 @@ dashboards: setup  ## write helm/dashboards/*.json, and the README's picture of 
 
 bench: setup  ## measure the server and print the table of load_tests/README.md
 	$(BIN)/python -m load_tests.bench
+
+many-models: setup  ## 200 models, one of them hot: memory, idle CPU, what the hot one answers; JSON in load_tests/results/
+	$(BIN)/python -m load_tests.many_models
 
 bench-codecs: setup  ## measure the codecs alone: each dialect, form, type and size
 	$(BIN)/python -m load_tests.bench_codecs

@@ -46,6 +46,7 @@ SIGNATURE = Signature(
 class NoModel:
     """Answers zeros, at once."""
 
+    devices: tuple[str, ...] = ("CPU:0",)
     device = "CPU:0"
     parallel = 1
     needs_planning = False

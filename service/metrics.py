@@ -87,6 +87,9 @@ class Metrics:
         self._failed_batches = self._counts(
             "kiln_failed_batches", "Runs that raised; a batch of several is then bisected."
         )
+        self._device_s = self._counts(
+            "kiln_device_seconds", "Seconds of the device that a version's batches took, failed ones too."
+        )
         self._dropped = self._counts(
             "kiln_dropped_requests",
             "Requests that left the queue unrun: cancelled, expired, refused as overloaded, or too late for slo_ms.",
@@ -263,6 +266,7 @@ class Metrics:
             rows=self._batch_rows.labels(*labels),
             fill=self._fill.labels(*labels),
             failed=self._failed_batches.labels(*labels),
+            device_s=self._device_s.labels(*labels),
             dropped={reason: self._dropped.labels(*labels, reason) for reason in _DROPPED},
         )
 
@@ -281,7 +285,7 @@ class Metrics:
 
     def _forget_counts(self, model: str, version: int) -> None:
         histograms = (self._latency, self._queue, self._execution, self._batch_rows, self._fill)
-        counters = (self._requests, self._slo, self._failed_batches, self._dropped, self._shadow)
+        counters = (self._requests, self._slo, self._failed_batches, self._device_s, self._dropped, self._shadow)
         for family in (*histograms, *counters, self._decode, self._encode):
             family.forget(model, str(version))
         self._series = {key: series for key, series in self._series.items() if key[:2] != (model, version)}

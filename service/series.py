@@ -36,7 +36,7 @@ class RequestSeries:
 class VersionMetrics:
     """What the batcher of one version reports; labels are bound once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each series
         self,
         *,
         queue: Tally,
@@ -44,6 +44,7 @@ class VersionMetrics:
         rows: Tally,
         fill: Tally,
         failed: Count,
+        device_s: Count,
         dropped: Mapping[str, Count],
     ) -> None:
         self.waited = queue.observe
@@ -51,6 +52,7 @@ class VersionMetrics:
         self._rows = rows
         self._fill = fill
         self._failed = failed
+        self._device_s = device_s
         self._dropped = dropped
 
     def executed(self, rows: int, given: int, seconds: float) -> None:
@@ -61,6 +63,10 @@ class VersionMetrics:
 
     def failed(self) -> None:
         self._failed.value += 1
+
+    def used(self, device_s: float) -> None:
+        """A run had the device for so many seconds, or a part of it for longer."""
+        self._device_s.value += device_s
 
     def dropped(self, reason: str, count: int) -> None:
         """`reason` is cancelled, expired, overloaded or late."""

@@ -23,14 +23,15 @@ from service.health import Health
 from service.metrics import Metrics
 from service.observers import Observers, observers
 from service.predictor import Predictor
-from service.registry.config import ModelConfig
+from service.registry.config import ModelConfig, ModelConfigs
 from service.registry.estimate import Estimator
+from service.registry.glance import Glance
 from service.registry.importer import import_model
 from service.registry.labels import read_labels
 from service.registry.meaning import read_meaning
 from service.registry.registry import Registry
 from service.registry.remote import fetch
-from service.registry.repository import Source
+from service.registry.repository import Repository, Source
 from service.registry.version import Memory, RegistryOptions
 from service.registry.watch import Watcher, look
 from service.rpc.server import RpcServer
@@ -226,8 +227,12 @@ def _memory(settings: Settings) -> Memory:
 
 
 def _watcher(settings: Settings) -> Watcher:
+    def whole_look(configs: ModelConfigs) -> Repository:
+        return look(settings.models, settings.name, configs, settings.cache_dir)
+
+    is_here = "://" not in str(settings.models)
     return Watcher(
-        lambda configs: look(settings.models, settings.name, configs, settings.cache_dir),
+        Glance(whole_look, Path(settings.models)) if is_here else whole_look,
         config_file=settings.models_config,
         poll_s=settings.poll_s,
         follows_folder=settings.model_control == "poll",

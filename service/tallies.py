@@ -39,16 +39,16 @@ class Count:
     __slots__ = ("_taken", "value")
 
     def __init__(self) -> None:
-        self.value = 0
-        self._taken = 0
+        self.value: float = 0
+        self._taken: float = 0
 
-    def take(self) -> int:
+    def take(self) -> float:
         """What was counted since it was last taken; another thread may be counting meanwhile."""
         value, before = self.value, self._taken
         self._taken = value
         return value - before
 
-    def add(self, value: int) -> None:
+    def add(self, value: float) -> None:
         """Count what another process has."""
         self.value += value
 

@@ -150,6 +150,7 @@ class FakeObserver:
         self.waits: list[float] = []
         self.runs: list[int] = []
         self.failures = 0
+        self.device_s = 0.0
         self.drops: dict[str, int] = {}
 
     def waited(self, seconds: float) -> None:
@@ -160,6 +161,9 @@ class FakeObserver:
 
     def failed(self) -> None:
         self.failures += 1
+
+    def used(self, device_s: float) -> None:
+        self.device_s += device_s
 
     def dropped(self, reason: str, count: int) -> None:
         if count:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
+from service.batching.devices import Place
 from service.batching.queue import NORMAL, BatchQueue, BatchRun, Entry, Lane, Limits, Spent, Taken, level_of
 from service.batching.runner import Runner
+from service.batching.share import Hold
 from service.batching.slo import Begun, SloPolicy
 from service.batching.statistics import Statistics
 from service.errors import DeadlineExceeded, Internal, InvalidArgument, KilnError, Overloaded, Unavailable
@@ -78,7 +80,7 @@ class Run:
     """One batch on its way through the model, of `rows` rows; the plan is given `given`, padding included.
 
     `began` is when it was taken, in seconds of the batcher's clock; `fuse_s` how long fusing its inputs took;
-    `begun` is what the goal's policy knows it by.
+    `begun` is what the goal's policy knows it by, and `hold` its place on the device.
     """
 
     entries: list[Entry]
@@ -87,6 +89,7 @@ class Run:
     given: int = 0
     fuse_s: float = 0.0
     begun: Begun | None = None
+    hold: Hold | None = None
     traced: BatchRun | None = None
 
     def tell(self, entry: Entry, result: Result, cut_s: float) -> None:
@@ -118,6 +121,7 @@ class Observer(Protocol):
     def waited(self, seconds: float) -> None: ...
     def executed(self, rows: int, given: int, seconds: float) -> None: ...
     def failed(self) -> None: ...
+    def used(self, device_s: float) -> None: ...
     def dropped(self, reason: str, count: int) -> None: ...
 
 
@@ -155,6 +159,10 @@ class Batcher:
         self._timer_at = 0.0
         self._closed = False
         self._inline_strikes = 0
+        self._place: Place | None = None
+        self._asks = True
+        """Whether its batches are to wait for the device; those that run on the event loop are not."""
+        self._held_since: float | None = None
         self._pump_planned = False
         self._slo_s: float | None = None
         self._policy: SloPolicy | None = None
@@ -214,9 +222,18 @@ class Batcher:
     def refresh(self, parallel: int) -> None:
         """The model runs by other plans from now on, `parallel` batches at once."""
         self._runner.widen(parallel)
+        if self._place is not None:
+            self._place.widen(self._runner.parallel)
         self._lanes.clear()
         self.hold_to(self._slo_s)
         self._plan_pump()
+
+    def share(self, join: Callable[[int, Callable[[], None]], Place]) -> None:
+        """From now on batches take turns with those of other models; see `Devices.join` for the rest of its arguments.
+
+        What must wait stays in the queue, where it grows, expires, and is refused as ever.
+        """
+        self._place = join(self._runner.parallel, self._pump)
 
     def hold_to(self, slo_s: float | None) -> None:
         """From now on batch to a goal of `slo_s` seconds for each request; None for no goal."""
@@ -242,6 +259,9 @@ class Batcher:
             await asyncio.wait_for(self._idle.wait(), drain_s)
         left = self.queue.clear() + [e for batch in (*self._retries, *self._running) for e in batch]
         self._retries.clear()
+        if self._place is not None:
+            self._place.leave()  # a run that hangs, too, holds up nobody from now on
+            self._place = None
         if left:
             _log.warning("%d requests were not finished within %.1f s", len(left), drain_s)
             for entry in left:
@@ -301,6 +321,8 @@ class Batcher:
         """Hand the runner what is worth running now; look again later where it is not yet."""
         self._pump_planned = False
         while self._has_place():
+            if not self._may_begin():
+                return
             if self._retries:
                 taken = self._recheck(self._retries.popleft())
             else:
@@ -323,10 +345,24 @@ class Batcher:
 
     def _has_place(self) -> bool:
         """Whether a batch may be handed over: to run at once, or as the one that is assembled ahead."""
+        place = self._place
+        if place is not None and place.is_waiting:
+            return False
         if not self._is_busy():
             return True
-        is_ahead = len(self._running) > self._runner.parallel
-        return not is_ahead and (bool(self._retries) or self.queue.has_full_batch())
+        if len(self._running) > self._runner.parallel or (place is not None and place.is_contended):
+            return False
+        return bool(self._retries) or self.queue.has_full_batch()
+
+    def _may_begin(self) -> bool:
+        """Whether the device is free for what waits here; if not `_pump` is called when it is."""
+        if self._place is None or not self._asks or not (self._retries or self.queue.rows):
+            return True
+        if self._place.may_begin():
+            return True
+        if self._held_since is None:
+            self._held_since = self._clock()
+        return False
 
     def _recheck(self, entries: list[Entry]) -> Taken:
         """Entries to be run again, less those whose caller has gone or whose deadline passed."""
@@ -356,8 +392,10 @@ class Batcher:
         for entry in entries:
             rows += entry.rows
         run = Run(entries, rows, self._clock())
+        held_s = 0.0 if self._held_since is None else run.began - self._held_since
+        self._held_since = None
         if self._policy is not None:
-            run.begun = self._policy.begun(lane, rows, run.began)
+            run.begun = self._policy.begun(lane, rows, run.began, held_s)
         start = time.perf_counter()
         try:
             batch = entries[0].payload
@@ -370,9 +408,12 @@ class Batcher:
             return
         run.fuse_s = time.perf_counter() - start
         job = partial(self._run, lane, batch)
+        self._asks = not inline
         if inline:
             self._run_inline(job, run)
         else:
+            if self._place is not None:
+                run.hold = self._place.begin()
             self._runner.start(job, partial(self._finish, run))
 
     def _may_inline(self, lane: Lane, given: int) -> bool:
@@ -409,6 +450,8 @@ class Batcher:
         self._running.remove(entries)
         if run.begun is not None and self._policy is not None:
             self._policy.ended(run.begun, self._clock(), ran=not isinstance(result, Exception))
+        if self._place is not None:
+            self._account(self._place, run, result)
         if isinstance(result, Exception):
             self._bisect(run, result)
             return
@@ -432,6 +475,11 @@ class Batcher:
         self.statistics.executed(
             run.rows, len(entries), int(waited_s * 1e9), int(run.fuse_s * 1e9), int(seconds * 1e9), int(cut_s * 1e9)
         )
+
+    def _account(self, place: Place, run: Run, result: Result | Exception) -> None:
+        """Give the device back, and count what was had of it."""
+        seconds = max(self._clock() - run.began, 0.0) if isinstance(result, Exception) else result.seconds
+        self._observer.used(place.charge(seconds) if run.hold is None else place.end(run.hold, seconds))
 
     def _bisect(self, run: Run, error: Exception) -> None:
         """A batch that failed is run again in halves, so that only the rows at fault fail."""

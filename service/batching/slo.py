@@ -37,6 +37,8 @@ _REFUSED_BEFORE_PROMOTED = 8
 _PROBE_S = 1.0
 """After refusing for so long on an idle runner one request is let in: only a run corrects an estimate."""
 _MOST_LANES = 1024
+_HELD_MEMORY = 0.8
+"""Weight of the past in what a batch waits for the device."""
 _RELEARN = 16
 """Runs of a lane after which its batch sizes are chosen again."""
 _EARLY = (4, 8)
@@ -60,23 +62,23 @@ class _Load:
     counted_since: float = 0.0
     waiting: list[int] = field(default_factory=lambda: [0] * _LEVELS)
 
-    def choose_sizes(self, budget_s: float, rows_per_s: float) -> None:
+    def choose_sizes(self, budget_s: float, rows_per_s: float, held_s: float = 0.0) -> None:
         """Set `best_rows`, which answers the most of `rows_per_s` within `budget_s`, and `least_rows`, nearly as good.
 
         Of what comes while a batch of t seconds runs, as much is in time as comes in its last ``budget - t`` seconds,
         for it needs that batch's end and another batch: all where two batches fit. While `rows_per_s` is 0 for not
-        being known, they have to.
+        being known, they have to. Before each of them `held_s` seconds pass for which others have the device.
         """
         sizes = [1 << power for power in range(self.most_rows.bit_length())]
         if sizes[-1] != self.most_rows:
             sizes.append(self.most_rows)
         speeds, answered = {}, {}
         for rows in sizes:
-            late_s = max(self.curve.late_s(rows), 1e-9)
-            speeds[rows] = rows / max(self.curve.expected_s(rows), 1e-9)
+            late_s = max(self.curve.late_s(rows) + held_s, 1e-9)
+            speeds[rows] = rows / max(self.curve.expected_s(rows) + held_s, 1e-9)
             answered[rows] = min(speeds[rows], rows_per_s * min(max(budget_s / late_s - 1, 0.0), 1.0))
         near = [rows for rows in sizes if answered[rows] >= _AS_GOOD * max(answered.values())]
-        calm = [rows for rows in near if 2 * self.curve.late_s(rows) <= budget_s]
+        calm = [rows for rows in near if 2 * (self.curve.late_s(rows) + held_s) <= budget_s]
         self.best_rows = max(calm, key=lambda rows: (speeds[rows], rows)) if calm else near[0]
         self.least_rows = next(rows for rows in sizes if speeds[rows] >= _EFFICIENT * speeds[self.best_rows])
         self.is_flooded = rows_per_s > speeds[self.best_rows]
@@ -127,6 +129,8 @@ class SloPolicy:
         """The lanes in which something waits."""
         self._rows = [0] * _LEVELS
         self._running: list[Begun] = []
+        self._held_s = 0.0
+        """What a batch waits for other models to leave the device, of late."""
         self._refused = [0] * _LEVELS
         self._refusing_since: float | None = None
 
@@ -199,8 +203,12 @@ class SloPolicy:
 
     # What the loop around the queue tells it
 
-    def begun(self, lane: Lane, rows: int, now: float) -> Begun:
-        """A batch has been handed to the runner; to be given back to `ended`."""
+    def begun(self, lane: Lane, rows: int, now: float, held_s: float = 0.0) -> Begun:
+        """A batch has been handed to the runner; to be given back to `ended`.
+
+        It could have been `held_s` seconds earlier, had other models not been on the device.
+        """
+        self._held_s = _HELD_MEMORY * self._held_s + (1 - _HELD_MEMORY) * held_s if self._held_s or held_s else 0.0
         starts = self._free_at(now)
         run = Begun(lane, rows, starts, starts + self._load(lane).curve.expected_s(rows))
         self._running.append(run)
@@ -224,7 +232,7 @@ class SloPolicy:
             load.curve.learn(run.rows, max(now - run.starts, 0.0))
             load.runs += 1
             if load.runs % _RELEARN == 0 or load.runs in _EARLY:
-                load.choose_sizes(self._budget_s, load.came_per_s(now))
+                load.choose_sizes(self._budget_s, load.came_per_s(now), self._held_s)
 
     # What follows from all that
 
@@ -253,12 +261,15 @@ class SloPolicy:
         own = sum(load.waiting[levels])
         others_s = sum(other.waiting_s(levels) for other in self._waited_for.values() if other is not load)
         full, rest = divmod(max(own + rows, 1) - 1, load.best_rows)
-        batch_s = load.curve.expected_s(load.best_rows)
-        spread_s = (load.curve.late_s(load.best_rows) - batch_s) * math.sqrt(full)
-        before_s = free_s + (others_s + full * batch_s + spread_s) / self._parallel
+        run_s = load.curve.expected_s(load.best_rows)
+        spread_s = (load.curve.late_s(load.best_rows) - run_s) * math.sqrt(full)
+        batch_s = run_s + self._held_s
+        before_s = free_s + self._held_s + (others_s + full * batch_s + spread_s) / self._parallel
         due = self._due(first)
         if load.is_flooded:  # a queue longer than the next batch answers no more, and suffers more from a stall
-            due = min(due, now + 2 * load.curve.late_s(load.best_rows) + rows // load.best_rows * batch_s)
+            due = min(
+                due, now + 2 * (load.curve.late_s(load.best_rows) + self._held_s) + rows // load.best_rows * batch_s
+            )
         return max(now + before_s + load.curve.late_s(rest + 1) - due, 0.0)
 
     def _excess_alone_s(self, entry: Entry, rows: int, now: float) -> float:
@@ -279,7 +290,7 @@ class SloPolicy:
                 self._loads = dict(self._waited_for)
             most = self._most_rows(lane.signature.name) if lane.fuses else 1
             load = self._loads[lane.key] = _Load(Curve(partial(self._measured, lane)), most)
-            load.choose_sizes(self._budget_s, 0.0)
+            load.choose_sizes(self._budget_s, 0.0, self._held_s)
         return load
 
     def _limit_ms(self, entry: Entry) -> float:

@@ -151,6 +151,12 @@ class ModelConfig(BaseModel):
         allow_inf_nan=False,
         description="goal for 99 % of its requests, in ms: batches are made, and requests refused, to keep it",
     )
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="its share of the device beside other models that are busy: one of 3 gets three times one of 1",
+    )
     on_demand: bool = Field(default=False, description="loaded at its first request; goes when idle, for room")
     stateful: bool = Field(default=False, description="its variables change: never fused, never run again")
     plan: PlanName | None = Field(

@@ -46,6 +46,7 @@ class Registry(Catalogue[Version]):
         self._metrics = metrics
         self._configs: ModelConfigs = configs or {}
         self._watcher = watcher
+        self._noted = repository
         self._models: dict[str, ServedModel] = {}
         self._is_closed = False
         """Whether a client has said what is to be served, so that nothing else is."""
@@ -76,8 +77,10 @@ class Registry(Catalogue[Version]):
         assert self._watcher is not None
         if configs is not None:
             self._configs = configs
-        self._note(await self._watcher.found(self._configs))
-        for model in list(self._models.values()):
+        found = await self._watcher.found(self._configs)
+        if configs is not None or not found.is_same(self._noted):
+            self._note(found)
+        for model in [model for model in self._models.values() if not model.is_settled]:
             self._keep(asyncio.create_task(self._settle(model)))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
@@ -262,6 +265,7 @@ class Registry(Catalogue[Version]):
 
     def _note(self, repository: Repository) -> None:
         """Take note of what lies there; models come into being here."""
+        self._noted = repository
         sources: dict[str, dict[int, Source]] = {}
         problems: dict[str, dict[int | None, Problem]] = {}
         for source in repository.sources:
@@ -281,6 +285,7 @@ class Registry(Catalogue[Version]):
 
     def _set_goal(self, model: ServedModel) -> None:
         self._metrics.goal(model.name, model.config.slo_ms)
+        self._options.devices.weigh(model.name, model.config.weight)
         for version in model.versions:
             version.hold_to(model.config.slo_ms)
 

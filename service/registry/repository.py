@@ -71,6 +71,11 @@ class Repository:
     problems: tuple[Problem, ...] = ()
     unreachable: frozenset[str] = frozenset()
 
+    def is_same(self, other: Repository) -> bool:
+        """Whether it tells of the very same finds: those of another look are others, for their files may be."""
+        are_same = all(one is another for one, another in zip(self.sources, other.sources, strict=False))
+        return are_same and len(self.sources) == len(other.sources) and self.problems == other.problems
+
 
 class Entry(Protocol):
     """What the rules below ask of a file or folder: a `Path`, or one that lies elsewhere."""

@@ -200,6 +200,13 @@ class ServedModel(Routes[Version]):
     def is_reconciling(self) -> bool:
         return self._is_reconciling.locked()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether a `reconcile` would find nothing to do, now or when a failed version is due again."""
+        is_here = bool(self.sources or self.problems or self.versions)
+        is_as_wanted = next_action(self.wanted(), self._states(), self.config.transition) is None
+        return is_here and is_as_wanted and not self._failures and not self._is_waking and not self.unmoved_labels()
+
     def retry_now(self) -> None:
         """Let what failed be tried again without waiting."""
         self._failures = {n: replace(f, attempts=0, is_due=True) for n, f in self._failures.items()}

@@ -8,11 +8,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from service.batching.batcher import Batcher
 from service.batching.batcher import Model as BatchModel
+from service.batching.devices import Devices
 from service.batching.queue import Limits, Spent
 from service.batching.runner import Runner, ThreadRunner, result_of
 from service.errors import KilnError
@@ -27,6 +29,7 @@ from service.registry.padding import padding_problem, with_padding
 from service.registry.repository import Source
 from service.registry.room import Room
 from service.runtime.base import signatures_line
+from service.runtime.devices import memory_of
 from service.runtime.memory import MemoryUse
 from service.runtime.records import SignatureRecord
 from service.tensors import Signature, Tensors, is_padded
@@ -42,6 +45,7 @@ class Model(BatchModel, Protocol):
 
     signatures: dict[str, Signature]
     device: str
+    devices: tuple[str, ...]
     memory: dict[str, MemoryUse]
     left_out: dict[str, str]
 
@@ -84,7 +88,7 @@ class RegistryOptions:
     failed is tried again, doubled each time. With `explicit` models are loaded by request, with
     `fixed` nothing changes after the start. A client may name places below `root` only. `labels`
     reads the names of the classes that a version tells apart, and `meaning` what ``model.yaml`` says
-    of it, raising `ModelLoadError`; both block too.
+    of it, raising `ModelLoadError`; both block too. On `devices` the versions take turns.
     """
 
     materialize: Callable[[Source], Path]
@@ -101,6 +105,7 @@ class RegistryOptions:
     explicit: bool = False
     fixed: bool = False
     root: str | None = None
+    devices: Devices = field(default_factory=Devices)
 
 
 @dataclass
@@ -289,6 +294,7 @@ class Version:
             split_oversize=options.split_oversize,
         )
         batcher.hold_to(None if self._slo_ms is None else self._slo_ms / 1e3)
+        batcher.share(partial(options.devices.join, map(memory_of, model.devices), name))
         self.facts.device = model.device
         self.facts.left_out = "; ".join(model.left_out.values())
         self._tell_plans(model, metrics)
