@@ -25,6 +25,8 @@ _TIMEOUT_S = 60
 _TYPES = {dtype.value: dtype for dtype in DataType}
 _BY_TENSORFLOW = {dtype.tensorflow: dtype for dtype in DataType}
 _NUMBERS = {dtype.number: dtype for dtype in DataType}
+_HALVES = (DataType.FP16, DataType.BF16)
+_JSON_BYTES = "Inference-Header-Content-Length"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,31 @@ class Asking:
             for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
         }
 
+    def open_inference_rest(self, meant: Meant, inputs: Arrays) -> Arrays:
+        """Tensors as JSON, but for what JSON has no form of: half precision, and bytes that are no text."""
+        types = self.types(meant)
+        blobs: list[bytes] = []
+        entries = [_as_entry(name, array, blobs) for name, array in inputs.items()]
+        outputs = [{"name": name, "parameters": {"binary_data": dtype in _HALVES}} for name, dtype in types.items()]
+        body: dict[str, Any] = {"inputs": entries, "outputs": outputs}
+        if meant.signature:
+            body["parameters"] = {"signature_name": meant.signature}
+        text = json.dumps(body).encode()
+        headers = {_JSON_BYTES: str(len(text))} if blobs else {}
+        status, answer, told = self.server.exchange(
+            "POST", f"/v2/models/{meant.path}/infer", b"".join((text, *blobs)), headers
+        )
+        assert status == 200, answer
+        length = int(told.get(_JSON_BYTES, len(answer)))
+        entries, rest = json.loads(answer[:length])["outputs"], answer[length:]
+        got = {}
+        for entry in entries:
+            size = entry.get("parameters", {}).get("binary_data_size", 0)
+            got[entry["name"]] = _from_entry(entry, rest[:size])
+            rest = rest[size:]
+        assert not rest
+        return got
+
     def tensorflow_serving(self, meant: Meant, inputs: Arrays) -> Arrays:
         spec = tfs.ModelSpec(name=meant.model, signature_name=meant.signature)
         if meant.version:
@@ -123,6 +150,28 @@ def _from_json(values: Any, dtype: DataType) -> NDArray[Any]:
         return np.array(values, dtype.numpy)
     texts = np.array(values, object)
     return np.vectorize(lambda text: text.encode(), otypes=[object])(texts)  # type: ignore[no-any-return]
+
+
+def _as_entry(name: str, array: NDArray[Any], blobs: list[bytes]) -> dict[str, Any]:
+    """An input of the Open Inference Protocol's REST; what goes as binary is put behind the others of `blobs`."""
+    dtype = data_type_of(array)
+    entry = {"name": name, "datatype": dtype.value, "shape": list(array.shape)}
+    values = array.ravel().tolist()
+    try:
+        if dtype not in _HALVES:
+            texts = [each.decode() for each in values] if dtype is DataType.BYTES else values
+            return entry | {"data": texts}
+    except UnicodeDecodeError:
+        pass
+    blobs.append(pack_strings(array) if dtype is DataType.BYTES else array.tobytes())
+    return entry | {"parameters": {"binary_data_size": len(blobs[-1])}}
+
+
+def _from_entry(entry: dict[str, Any], blob: bytes) -> NDArray[Any]:
+    dtype, shape = _TYPES[entry["datatype"]], tuple(entry["shape"])
+    if "data" not in entry:
+        return unpack_raw(blob, dtype, shape, entry["name"])
+    return _from_json(entry["data"], dtype).reshape(shape)
 
 
 def _from_proto(proto: Any) -> NDArray[Any]:

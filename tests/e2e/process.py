@@ -96,11 +96,17 @@ class Server:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
         """One HTTP request on a connection of its own: status and body."""
+        return self.exchange(method, path, body, headers)[:2]
+
+    def exchange(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes, http.client.HTTPMessage]:
+        """As `request`, with the headers of the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=30)
         with contextlib.closing(connection):
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
-            return response.status, response.read()
+            return response.status, response.read(), response.headers
 
     def get(self, path: str) -> tuple[int, Any]:
         status, body = self.request("GET", path)

@@ -19,13 +19,15 @@ from service.tensors import DataType
 from tests.e2e.asking import Arrays, Ask, Asking, Meant, assert_told, records_of
 from tests.e2e.conftest import CLIENTS, run_python
 from tests.e2e.process import MODELS, ROOT, Server
-from tests.e2e.test_readme import run
+from tests.e2e.test_readme import blocks, run
 
 FOLDERS = sorted(folder.parent for folder in MODELS.glob("*/train.py"))
 MAX_FOLDER_BYTES = 5 << 20
 PARITY_ROWS = 16
 SCORE_ROWS = 256
 """Rows of one request while a metric is taken."""
+DIALECTS = ("rest", "tensorflow_serving", "open_inference", "open_inference_rest")
+"""The methods of `Asking` for TensorFlow Serving's REST and gRPC, and the Open Inference Protocol's gRPC and REST."""
 VERSIONS = [(folder, int(each.name)) for folder in FOLDERS for each in folder.iterdir() if each.name.isdigit()]
 GALLERY = re.compile(r"^\| \[`([\w-]+)`\]\(models/[\w-]+\) \| .+? \| `(curl .+?)` \| `(.+?)`[^|]* \|$", re.MULTILINE)
 """A row of the README's gallery: model, command, answer."""
@@ -128,7 +130,20 @@ def test_the_example_is_answered(asking: Asking, folder: Path):
     assert json.loads(body).get("predictions") or json.loads(body).get("outputs")
 
 
-@pytest.mark.parametrize("dialect", ["rest", "open_inference", "tensorflow_serving"])
+@each_model
+def test_the_card_s_commands_are_answered(asking: Asking, folder: Path):
+    """What is pasted from "Try it" gives an answer for each command."""
+    for script in blocks(folder / "README.md", "Try it"):
+        text, answers = run(script, asking.server).strip(), []
+        while text:
+            answer, end = json.JSONDecoder().raw_decode(text)
+            answers.append(answer)
+            text = text[end:].strip()
+        assert len(answers) == script.count("curl")
+        assert not [answer for answer in answers if "error" in answer]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
 @each_version
 def test_answers_are_those_of_keras(asking: Asking, direct: Direct, folder: Path, number: int, dialect: str):
     """Held-out rows give what the model gives without a server: to the bit where the model is called exact."""
@@ -213,7 +228,7 @@ def forms() -> dict[str, tuple[Arrays, Arrays]]:
 WITH_ROWS = ("serving_default", "rows4", "several")
 
 
-@pytest.mark.parametrize("dialect", ["rest", "open_inference", "tensorflow_serving", "door"])
+@pytest.mark.parametrize("dialect", [*DIALECTS, "door"])
 def test_every_signature_of_shapes(asking: Asking, dialect: str):
     """Scalars to four dimensions, with rows and without, and each type: exact in each dialect."""
     cases = forms() | echoes(3)
@@ -235,8 +250,8 @@ def test_embedder_has_two_signatures(asking: Asking):
     """``embed`` gives the embedding of the default signature alone."""
     rows = first_rows(MODELS / "embedder")
     both = asking.open_inference(Meant("embedder"), rows)
-    for ask in (asking.rest, asking.open_inference, asking.tensorflow_serving):
-        alone = ask(Meant("embedder", signature="embed"), rows)
+    for dialect in DIALECTS:
+        alone = getattr(asking, dialect)(Meant("embedder", signature="embed"), rows)
         assert list(alone) == ["embedding"]
         np.testing.assert_allclose(alone["embedding"], both["embedding"], rtol=1e-4, atol=1e-5)
     for row, told in enumerate(asking.door(Meant("embedder", signature="embed"), records_of(rows))):
