@@ -10,7 +10,6 @@ that it runs at once. While any of it is free somebody who waits is let in, and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -143,8 +142,9 @@ class Share:
         """A batch of it ran where it waited for nobody."""
         tenant = member.tenant
         self._wake(tenant)
-        ahead_s = tenant.virtual_s + seconds * member.part / tenant.weight
-        tenant.virtual_s = max(tenant.virtual_s, min(ahead_s, self.virtual_s + _MOST_AHEAD_S))
+        if tenant.virtual_s < self.virtual_s + _MOST_AHEAD_S:
+            ahead_s = tenant.virtual_s + seconds * member.part / tenant.weight
+            tenant.virtual_s = min(ahead_s, self.virtual_s + _MOST_AHEAD_S)
 
     def next_turn(self) -> Member | None:
         """Who may begin a batch now, and waits no more; it asks again if it comes to nothing."""
@@ -173,7 +173,7 @@ class Share:
         tenant = hold.member.tenant
         tenant.holds -= 1
         tenant.used = tenant.used - hold.part if tenant.holds else 0.0  # exactly, whatever was rounded
-        self.used = math.fsum(other.part for other in self.holds)
+        self.used = self.used - hold.part if self.holds else 0.0
 
     def _wake(self, tenant: Tenant) -> None:
         """Bring one that was idle up to the present."""
