@@ -27,6 +27,8 @@ from tests.integration.dialects import Dialects, Question, Refused
 from tests.integration.load import entered, queued
 from tests.integration.planning_here import lane_of
 
+pytestmark = pytest.mark.usefixtures("placed")
+
 TYPES = {"tags": DataType.FP32, "topic": DataType.FP32}
 
 
