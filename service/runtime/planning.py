@@ -196,6 +196,8 @@ def _send(stdin: IO[str], request: Request) -> None:
         stdin.flush()
     except OSError:
         _log.debug("the child ended before it was asked")
+        with contextlib.suppress(OSError):
+            stdin.close()  # which would try once more, and raise, at the end
 
 
 def _follow(child: subprocess.Popen[str], tell: Callable[[str], None]) -> tuple[str, bool]:

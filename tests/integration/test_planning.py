@@ -18,7 +18,7 @@ import pytest
 
 from service.runtime import planning
 from service.runtime.plan_record import PlanCache
-from service.runtime.planning import Planning, PlanningOptions, Request
+from service.runtime.planning import Planning, PlanningOptions, Request, _send
 from service.runtime.programs import program_name
 from service.runtime.records import Chosen, ModelRecord, SignatureRecord
 from service.tensors import Tensors
@@ -216,6 +216,15 @@ def test_a_child_that_does_not_listen_is_given_up(tmp_path: Path, caplog: pytest
     command = (sys.executable, "-S", "-c", "import os, sys; os.close(0); sys.exit(5)")
     assert Planning(request(tmp_path, tmp_path), {}, command).run() is None
     assert "could not be planned" in caplog.text
+
+
+def test_a_child_that_has_gone_is_not_asked_again(tmp_path: Path) -> None:
+    """What it did not read is not written once more when its pipe is closed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdin:
+        _send(stdin, request(tmp_path, tmp_path))
+        assert stdin.closed
 
 
 def test_cancelling_ends_the_child(tmp_path: Path) -> None:
