@@ -62,7 +62,11 @@ def run(given: argparse.Namespace, tell: Callable[[str], None]) -> int:
     if given.url and given.rest_port:
         progress.tell("kiln bench: one of --url and --rest-port expected, got both")
         return 2
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a server is not left behind
+    # A shell may have jobs of a script ignore SIGINT; and a server that was started is not to be left behind.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)),
+    }
     try:
         if given.models is None:
             host, port = given.url or ("localhost", given.rest_port or 8501)
@@ -76,7 +80,8 @@ def run(given: argparse.Namespace, tell: Callable[[str], None]) -> int:
         progress.tell(f"kiln bench: {error}")
         return 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bench(address: Address, given: argparse.Namespace, tell: Callable[[str], None], progress: Progress) -> int:

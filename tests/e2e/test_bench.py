@@ -66,7 +66,7 @@ def test_a_server_is_started_for_it(cache: Path, server: Server):
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "bench", "digits", str(DIGITS), "--protocols", "rest-v2", "--seconds", "0.2",
          "--slo-ms", "400", "--json", "-"],
-        cwd=ROOT, env=environment({"KILN_PLAN": "signature", "KILN_CACHE_DIR": str(cache)}),
+        cwd=ROOT, env=environment({"KILN_CACHE_DIR": str(cache)}),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

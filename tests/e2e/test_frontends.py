@@ -24,7 +24,7 @@ from service.rpc._generated.inference import open_inference_pb2 as oip
 from tests.e2e.conftest import Digits, Start
 from tests.e2e.process import DIGITS, ROOT, Server, command, environment, wait_for
 
-FRONTENDS = ("--frontends", "2", "--plan", "signature")
+FRONTENDS = ("--frontends", "2")
 PORTS = ("--host", "127.0.0.1", "--rest-port", "0", "--grpc-port", "0")
 LOST = ("ConnectionResetError", "ConnectionRefusedError", "RemoteDisconnected", "BrokenPipeError", "IncompleteRead")
 """What callers see of a process that is gone."""
