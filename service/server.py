@@ -93,7 +93,7 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
     observing = Observers(Following()) if settings.frontends else observers(settings, metrics)  # front ends have theirs
     watcher = _watcher(settings)
     watcher.read_config_file()
-    found = await watcher.found(watcher.configs)
+    found = await watcher.found_whole(watcher.configs)  # a start that is ready has what was copied just before it
     hub = Hub(metrics) if settings.frontends else None
     options = registry_options(settings)
     registry = Registry(found, options, metrics, configs=watcher.configs, watcher=watcher, follower=hub)

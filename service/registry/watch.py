@@ -17,6 +17,7 @@ from service.registry.remote import open_models
 from service.registry.repository import Kind, Problem, Repository, Source
 
 _log = logging.getLogger("kiln.registry")
+_PATIENCE_S = 10.0
 _BEING_COPIED = "its files are still changing: it is loaded once they have been quiet"
 
 Look = Callable[[ModelConfigs], Repository]
@@ -154,13 +155,13 @@ class Watcher:
         return self._settling.settled(await result_of(self._runner, lambda: self._look(configs)))
 
     async def found_whole(self, configs: ModelConfigs) -> Repository:
-        """As `found`, after a short wait for files that have just been written."""
-        stop = time.monotonic() + 5 * self._quiet_s
+        """As `found`, after a short wait for files that have just been written: `_PATIENCE_S` at most."""
+        stop = time.monotonic() + min(5 * self._quiet_s, _PATIENCE_S)
         while True:
             repository = await self.found(configs)
             if time.monotonic() >= stop or all(p.reason != _BEING_COPIED for p in repository.problems):
                 return repository
-            await asyncio.sleep(self._quiet_s / 4)
+            await asyncio.sleep(min(self._quiet_s / 4, 0.5))
 
     async def run(self, update: Callable[[ModelConfigs | None], Awaitable[None]]) -> None:
         """Call `update` at every look, with the configs if the file has changed; runs until cancelled."""
