@@ -7,9 +7,10 @@ tenth of the CPU time of a small request. These are plain adds, read when the pa
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -21,7 +22,6 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-_T = TypeVar("_T")
 TakenTally = tuple[list[int], float, dict[int, tuple[str, float, float]]]
 """Counts by bucket, the sum of the values, and exemplars by bucket."""
 Taken = dict[tuple[str, ...], Any]
@@ -31,6 +31,41 @@ Taken = dict[tuple[str, ...], Any]
 class _Series(Protocol):
     def take(self) -> Any: ...
     def add(self, taken: Any, /) -> None: ...
+
+
+_S = TypeVar("_S", bound=_Series)
+
+
+class _Family(Collector, Generic[_S]):
+    """All series of one name, by the values of their labels; `begin` makes a series that is empty."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], begin: Callable[[], _S]) -> None:
+        self._form = (name, text)
+        self._labelnames = tuple(labels)
+        self._begin = begin
+        self._series: dict[tuple[str, ...], _S] = {}
+
+    def describe(self) -> Iterable[Metric]:
+        return self.collect()
+
+    def labels(self, *values: str) -> _S:
+        """The series of these labels, begun empty."""
+        return self._series.setdefault(values, self._begin())
+
+    def forget(self, *first: str) -> None:
+        """Drop every series whose labels begin with these values."""
+        for values in [values for values in self._series if values[: len(first)] == first]:
+            del self._series[values]
+
+    def take(self) -> Taken:
+        """What was counted since it was last taken, to be added elsewhere."""
+        taken = {values: each.take() for values, each in self._series.items()}
+        return {values: each for values, each in taken.items() if _is_some(each)}
+
+    def add(self, taken: Taken) -> None:
+        """Count what another process has."""
+        for values, each in taken.items():
+            self.labels(*values).add(each)
 
 
 class Count:
@@ -53,33 +88,11 @@ class Count:
         self.value += value
 
 
-class Counts(Collector):
+class Counts(_Family[Count]):
     """A counter with labels."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
-        self._form = (name, text)
-        self._labelnames = tuple(labels)
-        self._series: dict[tuple[str, ...], Count] = {}
-
-    def describe(self) -> Iterable[Metric]:
-        return self.collect()
-
-    def labels(self, *values: str) -> Count:
-        """The series of these labels, begun at 0."""
-        return self._series.setdefault(values, Count())
-
-    def forget(self, *first: str) -> None:
-        """Drop every series whose labels begin with these values."""
-        _forget(self._series, first)
-
-    def take(self) -> Taken:
-        """What was counted since it was last taken, to be added elsewhere."""
-        return _take(self._series)
-
-    def add(self, taken: Taken) -> None:
-        """Count what another process has."""
-        for values, each in taken.items():
-            self.labels(*values).add(each)
+        super().__init__(name, text, labels, Count)
 
     def collect(self) -> Iterable[Metric]:
         name, text = self._form
@@ -110,33 +123,11 @@ class Sum:
         self.total += taken[1]
 
 
-class Sums(Collector):
+class Sums(_Family[Sum]):
     """A summary with labels: how many values there were, and their sum."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
-        self._form = (name, text)
-        self._labelnames = tuple(labels)
-        self._series: dict[tuple[str, ...], Sum] = {}
-
-    def describe(self) -> Iterable[Metric]:
-        return self.collect()
-
-    def labels(self, *values: str) -> Sum:
-        """The series of these labels, begun empty."""
-        return self._series.setdefault(values, Sum())
-
-    def forget(self, *first: str) -> None:
-        """Drop every series whose labels begin with these values."""
-        _forget(self._series, first)
-
-    def take(self) -> Taken:
-        """What was counted since it was last taken, to be added elsewhere."""
-        return _take(self._series)
-
-    def add(self, taken: Taken) -> None:
-        """Count what another process has."""
-        for values, each in taken.items():
-            self.labels(*values).add(each)
+        super().__init__(name, text, labels, Sum)
 
     def collect(self) -> Iterable[Metric]:
         name, text = self._form
@@ -189,35 +180,12 @@ class Tally:
         return None if found is None else Exemplar({"trace_id": found[0]}, found[1], found[2])
 
 
-class Tallies(Collector):
+class Tallies(_Family[Tally]):
     """A histogram with labels; `bounds` are the upper ones of its buckets, in order, without infinity."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
-        self._form = (name, text)
-        self._labelnames = tuple(labels)
-        self._bounds = tuple(bounds)
+        super().__init__(name, text, labels, partial(Tally, tuple(bounds)))
         self._names = [*map(floatToGoString, bounds), "+Inf"]
-        self._series: dict[tuple[str, ...], Tally] = {}
-
-    def describe(self) -> Iterable[Metric]:
-        return self.collect()
-
-    def labels(self, *values: str) -> Tally:
-        """The series of these labels, begun empty."""
-        return self._series.setdefault(values, Tally(self._bounds))
-
-    def forget(self, *first: str) -> None:
-        """Drop every series whose labels begin with these values."""
-        _forget(self._series, first)
-
-    def take(self) -> Taken:
-        """What was counted since it was last taken, to be added elsewhere."""
-        return _take(self._series)
-
-    def add(self, taken: Taken) -> None:
-        """Count what another process has."""
-        for values, each in taken.items():
-            self.labels(*values).add(each)
 
     def collect(self) -> Iterable[Metric]:
         name, text = self._form
@@ -227,16 +195,6 @@ class Tallies(Collector):
             buckets = [(le, count, tally.exemplar(place)) for place, (le, count) in enumerate(cumulative)]
             family.add_metric(values, buckets=buckets, sum_value=tally.total)  # type: ignore[arg-type]  # None is taken
         return (family,)
-
-
-def _forget(series: dict[tuple[str, ...], _T], first: tuple[str, ...]) -> None:
-    for values in [values for values in series if values[: len(first)] == first]:
-        del series[values]
-
-
-def _take(series: Mapping[tuple[str, ...], _Series]) -> Taken:
-    taken = {values: each.take() for values, each in series.items()}
-    return {values: each for values, each in taken.items() if _is_some(each)}
 
 
 def _is_some(taken: Any) -> bool:
