@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
@@ -26,7 +26,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from load_tests.bench import free_port, machine, server_process, wait_for
-from load_tests.driver import Plan, Result
+from load_tests.driver import Plan, driven
 from load_tests.payloads import GRPC_METHOD, PATHS
 from load_tests.payloads import Path as Way
 
@@ -119,16 +119,7 @@ def _drive(way: Way, port: int, seconds: float) -> None:
     rows = np.random.default_rng(7).random((1, *_SHAPE), np.float32)
     request = base64.b64encode(way.build(_MODEL, _INPUT, rows)).decode()
     plan = Plan(way.protocol, port, _CONNECTIONS, 0.0, seconds, request, GRPC_METHOD)
-    done = subprocess.run(
-        [sys.executable, "-m", "load_tests.driver"],
-        input=json.dumps(asdict(plan)) + "\n",
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=seconds + 60,
-    )
-    if errors := Result(**json.loads(done.stdout)).errors:
-        raise SystemExit(f"{way.name}: {errors} requests failed")
+    driven(plan)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -44,6 +45,26 @@ class Result:
     stopped: float
     client_cpu_s: float
     first_body: str
+
+
+def driven(plan: Plan) -> Result:
+    """What comes of `plan`, carried out by a process of its own.
+
+    Raises:
+        SystemExit: a request failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "load_tests.driver"],
+        input=json.dumps(asdict(plan)) + "\n",
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=plan.warm_up_s + plan.seconds + 60,
+    )
+    result = Result(**json.loads(done.stdout))
+    if result.errors:
+        raise SystemExit(f"{result.errors} requests over {plan.protocol} failed")
+    return result
 
 
 class Recorder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from load_tests.bench import free_port, server_process, wait_for
+from load_tests.bench import free_port, machine, server_process, wait_for
 from service.bench.asked import Address
 
 
@@ -75,6 +76,17 @@ def put_between(path: Path, name: str, text: str) -> None:
     if not (found and closed):
         raise SystemExit(f"{path}: the lines {start} and {end} expected")
     path.write_text(f"{before}{start}\n{text}\n{end}{after}")
+
+
+def tell(options: argparse.Namespace, name: str, text: str, figures: Mapping[str, object]) -> None:
+    """Print `text`; write the figures as JSON to ``--out``, and the text between the marks `name` of ``--table``."""
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        report = {"machine": machine(), "model": options.model, "slo_ms": options.slo_ms, **figures}
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.table:
+        put_between(options.table, name, text)
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:

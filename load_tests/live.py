@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from load_tests.bench import machine
-from load_tests.fleet import Served, markdown, prepare, put_between, serving, spread
+from load_tests.fleet import Served, markdown, prepare, serving, spread, tell
 from load_tests.traces import bursty, poisson
 from service.bench.asked import read_signature
 from service.bench.clients import closed_loop_rate
@@ -135,14 +134,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
         found = _rounds(Path(folder), tried, options)
     best = best_of_ways(found, tried)
     text = f"{table(best)}\n\n`{options.model}`, goal {options.slo_ms:g} ms. {machine()}"
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        report = {"machine": machine(), "model": options.model, "slo_ms": options.slo_ms, "seconds": options.seconds}
-        trials = {trace: {name: [asdict(t) for t in each] for name, each in by.items()} for trace, by in found.items()}
-        options.out.write_text(json.dumps({**report, "trials": trials}, indent=1) + "\n")
-    if options.table:
-        put_between(options.table, "live", text)
+    trials = {trace: {name: [asdict(t) for t in each] for name, each in by.items()} for trace, by in found.items()}
+    tell(options, "live", text, {"seconds": options.seconds, "trials": trials})
     behind = [
         trace for trace, ways in best.items()
         if _median_goodput(ways[_GOAL]) < 0.99 * _median_goodput(ways[_GRID])

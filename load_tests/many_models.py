@@ -20,7 +20,6 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import numpy as np
 import psutil
 
 from load_tests.bench import free_port, machine, server_process, wait_for
-from load_tests.driver import Plan
+from load_tests.driver import Plan, driven
 from load_tests.payloads import PATHS
 
 _MOST_IDLE_PERCENT = 1.0
@@ -137,17 +136,7 @@ def _requests_per_s(port: int, options: argparse.Namespace) -> float:
     row = np.random.default_rng(7).random((1, _WIDTH), np.float32)
     request = base64.b64encode(_WAY.build("model_000", _input_name(port), row)).decode()
     plan = Plan("http", port, options.connections, 1.0, options.seconds, request)
-    run = subprocess.run(
-        [sys.executable, "-m", "load_tests.driver"],
-        input=json.dumps(asdict(plan)) + "\n",
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    result = json.loads(run.stdout)
-    if result["errors"]:
-        raise SystemExit(f"{result['errors']} requests failed")
-    return float(result["requests_per_s"])
+    return driven(plan).requests_per_s
 
 
 def _spread(values: list[float]) -> dict[str, float]:

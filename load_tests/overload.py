@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ import numpy as np
 import psutil
 
 from load_tests.bench import machine
-from load_tests.fleet import Served, markdown, prepare, put_between, serving, spread
+from load_tests.fleet import Served, markdown, prepare, serving, spread, tell
 from service.bench.asked import read_signature
 from service.bench.bench import Asking
 from service.bench.clients import Answer, Client, closed_loop_rate
@@ -170,13 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with serving(Path(folder), options.model, {"slo_ms": options.slo_ms}) as server:
             outcomes = [_one(server, options) for _ in range(options.repeat)]
     text = f"{table(outcomes, options.model, options.slo_ms)}\n\n{options.minutes:g} min of overload. {machine()}"
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        report = {"machine": machine(), "model": options.model, "slo_ms": options.slo_ms, "minutes": options.minutes}
-        options.out.write_text(json.dumps({**report, "runs": [asdict(o) for o in outcomes]}, indent=1) + "\n")
-    if options.table:
-        put_between(options.table, "overload", text)
+    tell(options, "overload", text, {"minutes": options.minutes, "runs": [asdict(o) for o in outcomes]})
     return int(any(outcome.failed for outcome in outcomes))
 
 
