@@ -115,9 +115,14 @@ def test_a_protocol_that_is_not_answered_is_told(server: Server):
     assert "grpc-v2: the first requests were not answered: UNAVAILABLE: " in out
 
 
-def test_an_interruption_ends_at_once_with_what_was_measured(server: Server):
-    """After the first trial of many, long before the next is over."""
-    process = bench(server, "digits", "--protocols", "rest-v2-binary", "--seconds", "3", "--json", "-")
+@pytest.mark.parametrize("inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["in front", "behind"])
+def test_an_interruption_ends_at_once_with_what_was_measured(server: Server, inherited: Any):
+    """After the first trial of many, long before the next is over; also of a job of a script, which ignores SIGINT."""
+    ours = signal.signal(signal.SIGINT, inherited)
+    try:
+        process = bench(server, "digits", "--protocols", "rest-v2-binary", "--seconds", "3", "--json", "-")
+    finally:
+        signal.signal(signal.SIGINT, ours)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("rest-v2-binary: ")
     process.send_signal(signal.SIGINT)

@@ -87,6 +87,18 @@ def test_one_model_under_a_name(start: Start, digits: Digits):
     assert "importing" not in server.log
 
 
+def test_ready_means_all_that_was_copied_just_before(start: Start, tmp_path: Path):
+    """Files that are new at the start are waited for, not left to the next look."""
+    models = tmp_path / "models"
+    for name in ("one", "other"):
+        shutil.copytree(DIGITS, models / name / "1")
+    server = start(models)
+    for name in ("one", "other"):
+        (shown,) = server.get(f"/v1/models/{name}")[1]["model_version_status"]
+        assert shown["state"] == "AVAILABLE"
+    assert "still changing" not in server.log
+
+
 def test_a_broken_model_beside_a_good_one(start: Start, digits: Digits, tmp_path: Path):
     """What does not load is reported in log, status and metric, and does not keep digits from being served."""
     models = tmp_path / "models"

@@ -94,6 +94,22 @@ def test_before_it_is_planned_a_model_runs_on_tensorflow(root: Path, tmp_path: P
 
 
 @pytest.mark.usefixtures("planning_here")
+def test_what_plans_take_is_added_to_the_models_memory(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the process takes more once they are in use; never less than the model alone."""
+    used = iter([1000, 1700, 1700, 900])
+    with loaded(root / "cnn", tmp_path, PlanningOptions(6, "frozen")) as model:
+        before = model.memory["CPU"].kept_bytes
+        monkeypatch.setattr("service.runtime.model.used_bytes", lambda devices: {"CPU": next(used)})
+        assert model.plan()
+        assert model.memory["CPU"].kept_bytes == before + 700
+        assert model.memory["CPU"].peak_bytes >= before + 700
+        assert not model.plan()
+        assert model.memory["CPU"].kept_bytes == before + 700
+
+
+@pytest.mark.usefixtures("planning_here")
 @pytest.mark.parametrize("plan", [*FORCED, "auto"])
 def test_the_setting_decides_on_the_plans(root: Path, tmp_path: Path, plan: PlanName) -> None:
     """What is forced is used wherever it agrees; on every number of rows answers are those of the signature plan."""

@@ -19,6 +19,7 @@ from service.runtime.memory import (
     release_memory,
     resident_bytes,
     stored_bytes,
+    used_bytes,
 )
 
 GIB = 2**30
@@ -119,6 +120,13 @@ def test_a_gpu_tells_what_grew_on_it(tensorflow: FakeTensorFlow):
     meter = Meter(["GPU:0", "GPU:0"])
     tensorflow.current, tensorflow.peak = 300, 700
     assert meter.read()["GPU:0"] == MemoryUse(kept_bytes=200, peak_bytes=600)
+
+
+def test_what_is_in_use_is_told_by_memory(tensorflow: FakeTensorFlow, monkeypatch: pytest.MonkeyPatch):
+    """The process's for all CPUs together, and each GPU's own."""
+    monkeypatch.setattr("service.runtime.memory.resident_bytes", lambda: (70, 90))
+    tensorflow.current = 300
+    assert used_bytes(["CPU:0", "CPU:1", "GPU:0"]) == {"CPU": 70, "GPU:0": 300}
 
 
 @pytest.mark.parametrize(
