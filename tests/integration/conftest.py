@@ -58,8 +58,10 @@ class Kiln:
     limits: Limits = field(default_factory=lambda: Limits(8, 64, 1 << 20))
     front_end: FrontEnd | None = None
 
-    def close(self) -> None:
-        """Let go what is between front ends and engine, if there is anything."""
+    async def stop(self, drain_s: float, grace_s: float) -> None:
+        """Let the models go, and gRPC, and what is between front ends and engine, if there is anything."""
+        await self.registry.stop(drain_s)
+        await self.rpc.stop(grace_s)
         if self.front_end is not None:
             self.front_end.close()
 
@@ -144,9 +146,7 @@ async def kiln() -> AsyncIterator[Kiln]:
     kiln = await start_kiln({"double": model})
     yield kiln
     model.unblock()
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.5)
-    kiln.close()
+    await kiln.stop(5.0, 0.5)
 
 
 @pytest.fixture(params=["grpcio", "asgi"])

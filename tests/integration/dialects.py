@@ -221,9 +221,7 @@ async def serving(
             yield Dialects(kiln, channel)
     finally:
         model.unblock()
-        await kiln.registry.stop(5.0)
-        await kiln.rpc.stop(0.0)
-        kiln.close()
+        await kiln.stop(5.0, 0.0)
 
 
 def _headers(question: Question) -> dict[str, str]:

@@ -24,8 +24,7 @@ async def explicit() -> AsyncIterator[Kiln]:
     """A server that loads models by request."""
     kiln = await start_kiln({"double": FakeModel(), "other": FakeModel()}, explicit=True)
     yield kiln
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.5)
+    await kiln.stop(5.0, 0.5)
 
 
 @pytest_asyncio.fixture
@@ -33,8 +32,7 @@ async def labelled() -> AsyncIterator[Kiln]:
     """A server whose version 1 is called ``stable``."""
     kiln = await start_kiln({"double": FakeModel()}, configs={"double": ModelConfig(labels={"stable": 1})})
     yield kiln
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.5)
+    await kiln.stop(5.0, 0.5)
 
 
 def index(state: str, name: str = "double") -> dict[str, str]:

@@ -22,8 +22,7 @@ async def kiln() -> AsyncIterator[Kiln]:
     """A server whose requests have up to two elements a tensor."""
     kiln = await start_kiln({"double": FakeModel()}, bounds=Bounds(max_tensor_elements=2))
     yield kiln
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.0)
+    await kiln.stop(5.0, 0.0)
 
 
 async def test_rest_refuses_with_400(kiln: Kiln):

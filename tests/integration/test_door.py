@@ -85,9 +85,7 @@ async def kiln() -> AsyncIterator[Kiln]:
     """A server of `MODELS`, each of which doubles its inputs."""
     kiln = await start_kiln({name: FakeModel(signatures) for name, signatures in MODELS.items()})
     yield kiln
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.0)
-    kiln.close()
+    await kiln.stop(5.0, 0.0)
 
 
 @pytest.fixture
@@ -223,8 +221,7 @@ async def test_a_deadline_that_has_passed():
     assert (instant.status, instant.error) == (504, "the deadline passed before the request was queued")
     model.unblock()
     assert (await first).status == 200
-    assert await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.0)
+    assert await kiln.stop(5.0, 0.0)
 
 
 async def test_ids_come_back(client: Client):

@@ -96,8 +96,7 @@ async def server() -> AsyncIterator[Server]:
     kiln = await start_kiln({"m": ExampleModel(SIGNATURES)}, Limits(64, 4096, 1 << 20))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{kiln.grpc_port}") as channel:
         yield Server(kiln, Client(kiln.app), Caller(channel))
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.0)
+    await kiln.stop(5.0, 0.0)
 
 
 ROWS = [{"x": [1.0, 2.5]}, {"x": [3.0, 4.0]}]

@@ -294,8 +294,7 @@ async def test_classes_have_the_names_of_the_model():
         assert output["data"] == ["6.000000:2:c"]
         assert (await client.get("/v2/models/double/config")).json["output"][0]["label_filename"] == "labels.txt"
     finally:
-        await kiln.registry.stop(1.0)
-        await kiln.rpc.stop(0.0)
+        await kiln.stop(1.0, 0.0)
 
 
 # Schedule hints

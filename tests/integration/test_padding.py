@@ -90,8 +90,7 @@ async def serving(loaded: LoadedModel, padding: Any) -> AsyncIterator[tuple[Dial
             yield Dialects(kiln, channel), model
     finally:
         model.unblock()
-        await kiln.registry.stop(5.0)
-        await kiln.rpc.stop(0.0)
+        await kiln.stop(5.0, 0.0)
 
 
 def question(*tokens: int) -> Question:

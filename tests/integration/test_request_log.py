@@ -43,8 +43,7 @@ async def logging_kiln(folder: Path, form: str, model: FakeModel | None = None) 
     try:
         yield kiln, metrics
     finally:
-        await kiln.registry.stop(5.0)
-        await kiln.rpc.stop(0.5)
+        await kiln.stop(5.0, 0.5)
         built.close()
 
 
@@ -100,8 +99,7 @@ async def test_what_was_kept_is_asked_again(form: str, tmp_path: Path):
     assert question.path == "/v1/models/double:predict"
     kiln = await start_kiln({"double": FakeModel({"words": words})})
     again = await Client(kiln.app).post(question.path, question.body)
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.5)
+    await kiln.stop(5.0, 0.5)
     assert (again.status, again.body) == (200, first.body)
 
 
@@ -128,8 +126,7 @@ async def test_a_share_of_nothing_keeps_nothing(tmp_path: Path):
     built = observers(settings(tmp_path, "jsonl", request_log_share=0.0), Metrics())
     kiln = await start_kiln({"double": FakeModel()}, following=built.following)
     await Client(kiln.app).post("/v2/models/double/infer", OIP_BODY)
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.5)
+    await kiln.stop(5.0, 0.5)
     built.close()
     assert files(tmp_path) == []
 

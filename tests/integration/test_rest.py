@@ -42,8 +42,7 @@ async def client() -> AsyncIterator[Client]:
     """A caller of an app that serves `MODELS`."""
     kiln = await start_kiln({name: FakeModel(signatures) for name, signatures in MODELS.items()})
     yield Client(kiln.app)
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.0)
+    await kiln.stop(5.0, 0.0)
 
 
 def tensor(data: Any, shape: list[int], datatype: str = "FP32", name: str = "x", **keys: Any) -> dict[str, Any]:
@@ -146,8 +145,7 @@ async def test_a_model_may_be_called_infer():
     client = Client(kiln.app)
     assert (await client.get("/v2/models/infer")).json["name"] == "infer"
     assert (await client.post("/v2/models/infer/infer", {"inputs": [tensor([1, 2, 3], [1, 3])]})).status == 200
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.0)
+    await kiln.stop(5.0, 0.0)
 
 
 @pytest.mark.parametrize("path", ["/v2/models/double/infer", "/v2/models/double/versions/1/infer"])

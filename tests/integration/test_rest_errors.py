@@ -221,8 +221,7 @@ async def test_a_shape_that_only_the_graph_can_tell():
     model.poison = 5.0
     response = await client.post(PREDICT, {"instances": [1.0, 2.0, 5.0]})
     assert (response.status, response.error) == (400, "input 'x': [-1, 3] expected, got [3]: add a batch dimension?")
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.0)
+    await kiln.stop(5.0, 0.0)
 
 
 @BOTH

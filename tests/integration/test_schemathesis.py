@@ -79,8 +79,7 @@ class Server:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30.0)
 
     def stop(self) -> None:
-        self._run(self._kiln.registry.stop(5.0))
-        self._run(self._kiln.rpc.stop(0.0))
+        self._run(self._kiln.stop(5.0, 0.0))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -41,8 +41,7 @@ async def serving(models: dict[str, SlowModel], **configs: ModelConfig) -> Async
     try:
         yield kiln
     finally:
-        await kiln.registry.stop(10.0)
-        await kiln.rpc.stop(0.5)
+        await kiln.stop(10.0, 0.5)
 
 
 async def keep_busy(kiln: Kiln, *names: str, seconds: float) -> None:

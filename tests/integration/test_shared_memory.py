@@ -36,8 +36,7 @@ async def shared() -> AsyncIterator[Kiln]:
     models = {"double": FakeModel(), "pair": FakeModel(only(many(a=DataType.INT32, b=DataType.BYTES)))}
     kiln = await start_kiln(models, memory=SharedMemory(enabled=True, max_tensor_bytes=MAX_MESSAGE_BYTES))
     yield kiln
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.5)
+    await kiln.stop(5.0, 0.5)
 
 
 @pytest.fixture

@@ -27,9 +27,7 @@ async def kiln() -> AsyncIterator[Kiln]:
     kiln = await start_kiln({"double": model}, Limits(1, 64, 1 << 20), configs={"double": ModelConfig(slo_ms=1500)})
     yield kiln
     model.unblock()
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.5)
-    kiln.close()
+    await kiln.stop(5.0, 0.5)
 
 
 def request(value: float, **parameters: int) -> dict[str, object]:

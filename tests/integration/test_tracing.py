@@ -51,9 +51,7 @@ async def kiln(exporter: InMemorySpanExporter) -> AsyncIterator[Kiln]:
     kiln = await start_kiln({"double": model}, following=Following(tracer, access=log_access))
     yield kiln
     model.unblock()
-    await kiln.registry.stop(5.0)
-    await kiln.rpc.stop(0.5)
-    kiln.close()
+    await kiln.stop(5.0, 0.5)
 
 
 def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
@@ -274,8 +272,7 @@ async def test_spans_reach_a_collector():
         client = Client(kiln.app)
         await client.post(INFER_PATH, OIP_BODY)
         await client.post(INFER_PATH, OIP_BODY, traceparent=PARENT)
-        await kiln.registry.stop(5.0)
-        await kiln.rpc.stop(0.5)
+        await kiln.stop(5.0, 0.5)
         await asyncio.to_thread(tracer.close)
     finally:
         collector.close()
