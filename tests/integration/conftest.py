@@ -58,12 +58,13 @@ class Kiln:
     limits: Limits = field(default_factory=lambda: Limits(8, 64, 1 << 20))
     front_end: FrontEnd | None = None
 
-    async def stop(self, drain_s: float, grace_s: float) -> None:
-        """Let the models go, and gRPC, and what is between front ends and engine, if there is anything."""
-        await self.registry.stop(drain_s)
+    async def stop(self, drain_s: float, grace_s: float) -> bool:
+        """Let the models go, and gRPC, and what is between front ends and engine; whether all requests were finished."""
+        is_drained = await self.registry.stop(drain_s)
         await self.rpc.stop(grace_s)
         if self.front_end is not None:
             self.front_end.close()
+        return is_drained
 
     @contextlib.asynccontextmanager
     async def channel(self, transport: str) -> AsyncIterator[Any]:
