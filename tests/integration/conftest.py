@@ -59,7 +59,7 @@ class Kiln:
     front_end: FrontEnd | None = None
 
     async def stop(self, drain_s: float, grace_s: float) -> bool:
-        """Let the models go, and gRPC, and what is between front ends and engine; whether all requests were finished."""
+        """Let all go, what is between front ends and engine too; returns whether all requests were finished."""
         is_drained = await self.registry.stop(drain_s)
         await self.rpc.stop(grace_s)
         if self.front_end is not None:
