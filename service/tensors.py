@@ -117,6 +117,14 @@ class TensorSpec:
         """The shape of one row, or of the whole tensor where it has no rows; None where the rank is open."""
         return self.shape[1:] if self.shape is not None and self.is_batched else self.shape
 
+    @cached_property
+    def row_elements(self) -> int | None:
+        """Elements of one row; None where a size is open, or there are no rows."""
+        if not self.is_batched or self.shape is None:
+            return None
+        sizes = [size for size in self.shape[1:] if size is not None]
+        return math.prod(sizes) if len(sizes) == len(self.shape) - 1 else None
+
     def wire_shape(self) -> list[int]:
         """The shape with -1 for an open dimension (an open rank shows as ``[-1]``)."""
         return [-1] if self.shape is None else [-1 if d is None else d for d in self.shape]

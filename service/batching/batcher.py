@@ -211,9 +211,10 @@ class Batcher:
             self.statistics.failed()
             raise
         self._idle.clear()
-        if deadline is not None:
+        if deadline is not None and (self._timer is None or deadline < self._timer_at):
             self._set_timer(deadline)
-        self._plan_pump()
+        if not self._pump_planned:
+            self._plan_pump()
         if len(entries) == 1:
             reply: Awaitable[Tensors] = entries[0].reply  # type: ignore[assignment]
             return reply

@@ -12,7 +12,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -224,6 +224,38 @@ def to_array(
     return from_python(plain(value, max_depth), spec, exact=exact)
 
 
+def rows_of(text: bytes, spec: TensorSpec) -> Array | None:
+    """A JSON list of numbers that are rows just as `spec` has them, as an array of its type; None for any other text.
+
+    What is asked most often, read with the least that tells it from all else; integers are as with `exact`.
+    """
+    row_elements = spec.row_elements
+    if not row_elements or len(text) > _KEPT_BYTES:
+        return None
+    try:
+        value = _parse(text)
+    except (ValueError, RuntimeError):
+        return None
+    buffer = _buffer(value, spec) if isinstance(value, simdjson.Array) else None
+    if buffer is None:
+        return None
+    rows, odd = divmod(len(buffer), row_elements)
+    if odd or not rows:
+        return None
+    shape = (rows, *spec.shape[1:])  # type: ignore[index]  # it has `row_elements`
+    inner_lists = len(buffer) // shape[-1]
+    if inner_lists * PROXY_COST_BYTES > len(text):
+        is_rectangular = text.translate(None, NUMBER_BYTES) == _skeleton(shape)
+    elif inner_lists == 1:  # one list in another, if all open at the beginning and close at the end
+        depth = len(shape)
+        is_rectangular = count_lists(text) == depth and text.startswith(b"[" * depth) and text.endswith(b"]" * depth)
+    else:
+        is_rectangular = _rectangular(value, shape, text, count_lists(text))
+    if not is_rectangular:
+        return None
+    return cast(buffer, spec, partial(_elements, value, text)).reshape(shape)
+
+
 def ragged_rows(
     value: Any, spec: TensorSpec, how: PaddedInput, max_depth: int, bounds: Bounds
 ) -> tuple[Array, list[int]] | None:
@@ -374,6 +406,7 @@ def _same_lengths(value: Any, shape: tuple[int, ...], *, look_inside: bool) -> b
     return all(_same_lengths(item, shape[1:], look_inside=look_inside) for item in value)
 
 
+@lru_cache(maxsize=16)
 def _skeleton(shape: tuple[int, ...]) -> bytes:
     """The brackets and commas of a rectangular array: ``[[,],[,]]`` for (2, 2)."""
     text = b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, Path, Response
@@ -35,6 +36,7 @@ from service.shared_memory import SharedMemory
 from service.tensors import Signature
 
 INFER_ROUTE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+_KNOWN_ROUTES = 1024
 _LENGTH_HEADER = b"inference-header-content-length"
 _BINARY = (b"content-type", b"application/octet-stream")
 
@@ -47,14 +49,12 @@ def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
     known_headers = KnownHeaders(options.max_json_depth, options.memory, options.bounds)
 
     async def infer(scope: Scope, receive: Receive, send: Send) -> None:
-        match = INFER_ROUTE.fullmatch(scope["path"])
-        if match is None:
-            raise NotFound(f"there is no {scope['path']}")
+        name, version = _named(scope["path"])
         if scope["method"] != "POST":
             await answer_not_post(scope, send)
             return
         try:
-            ref = model_ref(match[1], match[2])
+            ref = model_ref(name, version)
         except NotFound as error:
             predictor.refused("rest-v2", error)
             raise
@@ -78,6 +78,15 @@ def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
         await answer_content(scope, send, content, headers, options.gzip_min_bytes)
 
     return guarded(infer)
+
+
+@lru_cache(maxsize=_KNOWN_ROUTES)
+def _named(path: str) -> tuple[str, str | None]:
+    """The names of the model and of the version in a path; `NotFound` if it is no such path."""
+    match = INFER_ROUTE.fullmatch(path)
+    if match is None:
+        raise NotFound(f"there is no {path}")
+    return match[1], match[2]
 
 
 def model_ref(name: str, version: str | None) -> ModelRef:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 from service.errors import Code, InvalidArgument, NotFound
 from service.examples import Method, classes_of, decode_examples, values_of
@@ -45,6 +45,7 @@ _STATES = {
     State.FAILED: "END",
 }
 _LARGEST_VERSION = 2**63 - 1
+_KNOWN_ROUTES = 1024
 
 
 def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
@@ -108,6 +109,7 @@ def _asked(predictor: Predictor, method: str, path: str) -> tuple[ModelRef, str]
         raise
 
 
+@lru_cache(maxsize=_KNOWN_ROUTES)
 def _parse(method: str, path: str) -> tuple[ModelRef, str]:
     """The model that a route means, and what is asked of it: a verb, ``metadata`` or ``status``."""
     match = _ROUTE.fullmatch(path)

@@ -5,6 +5,7 @@ Source of the forms: TensorFlow Serving's RESTful API and ``json_tensor.cc``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,11 +22,15 @@ from service.rest.json_codec import (
     jsonable,
     plain,
     ragged_rows,
+    rows_of,
     to_array,
 )
 from service.rest.json_elements import RaggedError, is_base64, quote
 from service.rest.json_pieces import NotPlainError, NumberText
-from service.tensors import MAX_DIMENSIONS, Array, Signature, Tensors, TensorSpec, check_names
+from service.tensors import DEFAULT_SIGNATURE, MAX_DIMENSIONS, Array, Signature, Tensors, TensorSpec, check_names
+
+_OPENING = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"(instances|inputs)"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
+_BLANKS = b" \t\r\n"
 
 
 def decode_predict(
@@ -37,6 +42,9 @@ def decode_predict(
         InvalidArgument: the body is wrong; names the input and what was expected.
         FailedPrecondition: no such signature.
     """
+    common = _decode_common(body, signatures, max_depth, bounds)
+    if common is not None:
+        return common
     document = Document.in_pieces(body, max_depth) if len(body) > LONG_BYTES else None
     if document is not None:
         try:
@@ -47,6 +55,26 @@ def decode_predict(
         else:
             return decoded
     return _decode(Document(body, max_depth), signatures, bounds)
+
+
+def _decode_common(
+    body: bytes, signatures: Mapping[str, Signature], max_depth: int, bounds: Bounds
+) -> tuple[Decoded, str] | None:
+    """A body that is nothing but rows of numbers of the only input of the default signature; None for any other."""
+    opening = _OPENING.match(body)
+    if opening is None or bounds.may_exceed(len(body)):
+        return None
+    signature = signatures.get(DEFAULT_SIGNATURE)
+    if signature is None or len(signature.inputs) != 1 or signature.padding is not None:
+        return None
+    (spec,) = signature.inputs
+    stop = body.rfind(b"]") + 1
+    if body[stop:].strip(_BLANKS) != b"}" or spec.shape is None or len(spec.shape) >= max_depth:
+        return None
+    array = rows_of(body[opening.end() : stop], spec)
+    if array is None:
+        return None
+    return Decoded(signature, {spec.name: array}, strict_shapes=False), opening[1].decode()
 
 
 def _decode(document: Document, signatures: Mapping[str, Signature], bounds: Bounds) -> tuple[Decoded, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import FailedPrecondition, InvalidArgument
+from service.rest import tfserving_codec
 from service.rest.tfserving_codec import decode_predict, encode_predict, signature_def
 from service.tensors import Array, DataType, Signature, TensorSpec
 from tests.signatures import many, one, only, prediction
@@ -68,6 +70,61 @@ def test_rows_and_columns_become_tensors(body: object, signature: Signature, exp
         assert decoded.inputs[spec.name].dtype == spec.dtype.numpy
     if expected is not None:
         assert {name: array.tolist() for name, array in decoded.inputs.items()} == expected
+
+
+_NUMBERS: st.SearchStrategy[Any] = st.one_of(
+    st.floats(-1e6, 1e6), st.integers(-(2**25), 2**25), st.sampled_from([1e39, -0.0, 2**63, 1e400, True, None, "1", {}])
+)
+_ROWS = st.one_of(
+    st.lists(st.lists(_NUMBERS, min_size=2, max_size=4), max_size=4),
+    st.lists(st.lists(st.lists(_NUMBERS, min_size=1, max_size=2), min_size=2, max_size=3), max_size=3),
+    st.lists(_NUMBERS | st.lists(_NUMBERS, max_size=3), max_size=6),
+)
+_SHAPES: list[tuple[int | None, ...]] = [(None, 3), (None,), (None, 3, 1), (None, 2, 2), (None, None), (None, 1, 3), ()]
+
+
+@given(
+    rows=_ROWS,
+    shape=st.sampled_from(_SHAPES),
+    dtype=st.sampled_from([DataType.FP32, DataType.FP64, DataType.FP16, DataType.INT8, DataType.BOOL]),
+    form=st.sampled_from(["instances", "inputs"]),
+    separators=st.sampled_from([(",", ":"), (", ", ": "), (" ,\n ", " :\t")]),
+    end=st.sampled_from([b"}", b" } \n", b"", b"]}", b', "x": [1]}', b"}}"]),
+)
+def test_the_common_body_is_read_as_any_other(
+    rows: Any, shape: tuple[int | None, ...], dtype: DataType, form: str, separators: tuple[str, str], end: bytes
+):
+    """The short way gives what the long one gives, bit for bit, or leaves the body to that."""
+    body = json.dumps({form: rows}, separators=separators).encode()[:-1] + end
+    signatures = only(one(dtype, shape))
+
+    def outcome() -> tuple[Any, ...]:
+        try:
+            decoded, form = decode(body, signatures)
+        except InvalidArgument as error:
+            return (str(error),)
+        array = decoded.inputs["x"]
+        return form, array.dtype, array.shape, array.tobytes(), decoded.strict_shapes, decoded.signature
+
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(tfserving_codec, "rows_of", lambda text, spec: None)
+        expected = outcome()
+    assert outcome() == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [((None, 3), 1), ((None, 3), 2), ((None, 200), 2), ((None, 2, 2), 1), ((None, 1, 3), 1), ((None,), 4)],
+)
+def test_rows_as_the_signature_has_them_take_the_short_way(
+    shape: tuple[int | None, ...], rows: int, monkeypatch: pytest.MonkeyPatch
+):
+    """However many lists they are in."""
+    monkeypatch.setattr(tfserving_codec, "Document", None)
+    values = np.arange(rows * math.prod(shape[1:]), dtype=np.float32).reshape(rows, *shape[1:])  # type: ignore[arg-type]
+    decoded, form = decode({"instances": values.tolist()}, only(one(shape=shape)))
+    assert form == "instances"
+    assert np.array_equal(decoded.inputs["x"], values)
 
 
 @pytest.mark.parametrize(("name", "chosen"), [("", "serving_default"), ("other", "other"), (None, "serving_default")])
