@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -39,17 +40,30 @@ _SHAPES = {
     "digits": ("image", (8, 8, 1)),
     "dense": ("x", (784,)),
     "five_ms": ("x", (28, 28, 1)),
+    "cnn": ("x", (28, 28, 1)),
     "mobilenet": ("x", (96, 96, 3)),
     "lstm": ("x", (50, 8)),
 }
+
+
+class Case(NamedTuple):
+    """So many connections that ask a model with `rows` rows a request."""
+
+    model: str
+    connections: int
+    rows: int = 1
+
+
 _CASES = (
-    ("digits", 16),
-    ("dense", 1),
-    ("dense", 16),
-    ("dense", 64),
-    ("five_ms", 16),
-    ("mobilenet", 16),
-    ("lstm", 16),
+    Case("digits", 16),
+    Case("dense", 1),
+    Case("dense", 16),
+    Case("dense", 64),
+    Case("five_ms", 16),
+    Case("five_ms", 8, rows=8),
+    Case("cnn", 8, rows=64),
+    Case("mobilenet", 16),
+    Case("lstm", 16),
 )
 
 
@@ -59,6 +73,7 @@ class Row:
 
     model: str
     connections: int
+    rows: int
     path: str
     requests_per_s: float
     p50_ms: float
@@ -74,19 +89,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds per cell")
     parser.add_argument("--repeat", type=int, default=1, help="rounds; the table has the medians")
-    parser.add_argument("--models", default="digits,dense,five_ms", help="which of the bench's models")
+    parser.add_argument("--models", default="digits,dense,five_ms,cnn", help="which of the bench's models")
     parser.add_argument("--plan", default="auto", help="the server's setting of that name")
     parser.add_argument("--grpc-transport", choices=("grpcio", "envoy"), default="grpcio", help="that of the server")
     parser.add_argument("--out", type=Path, help="write all figures there as JSON")
     options = parser.parse_args()
-    chosen = [case for case in _CASES if case[0] in options.models.split(",")]
+    chosen = [case for case in _CASES if case.model in options.models.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        names = {model for model, _ in chosen}
+        names = list(dict.fromkeys(case.model for case in chosen))
         _python("-m", "load_tests.bench_models", str(work / "models"), *sorted(names))
         settings = ["--cache-dir", str(work / "cache"), "--plan", options.plan]
         _python("-m", "service", "plan", str(work / "models"), *settings)
-        plans = {model: _BarePlan(work, model, options.plan) for model in dict.fromkeys(model for model, _ in chosen)}
+        plans = {model: _BarePlan(work, model, options.plan) for model in names}
         rounds = [_round(work, chosen, plans, options) for _ in range(options.repeat)]
         bare = {model: plan.found for model, plan in plans.items()}
         for plan in plans.values():
@@ -114,9 +129,10 @@ class _Target:
     ports: tuple[int, int]
     has_metrics: bool = True
 
-    def measure(self, label: str, model: str, connections: int, way: Way, seconds: float) -> tuple[Row, bytes]:
+    def measure(self, label: str, case: Case, way: Way, seconds: float) -> tuple[Row, bytes]:
         """Drive one protocol; also returns one answer. CPU time and batches are read within the measured seconds."""
-        driver = self._start_driver(model, connections, way, seconds)
+        model = case.model
+        driver = self._start_driver(case, way, seconds)
         time.sleep(_WARM_UP_S + 0.5)
         before, start = _cpu_s(self.process), time.monotonic()
         rows_before, runs_before = self._batches(model)
@@ -127,7 +143,8 @@ class _Target:
         result = Result(**json.loads(output))
         row = Row(
             label,
-            connections,
+            case.connections,
+            case.rows,
             way.name,
             result.requests_per_s,
             result.p50_ms,
@@ -154,12 +171,12 @@ class _Target:
         }
         return found.get("kiln_batch_rows_sum", 0.0), found.get("kiln_batch_rows_count", 0.0)
 
-    def _start_driver(self, model: str, connections: int, way: Way, seconds: float) -> subprocess.Popen[str]:
-        input_name, shape = _SHAPES[model]
-        rows = np.random.default_rng(7).random((1, *shape), np.float32)
-        request = base64.b64encode(way.build(model, input_name, rows)).decode()
+    def _start_driver(self, case: Case, way: Way, seconds: float) -> subprocess.Popen[str]:
+        input_name, shape = _SHAPES[case.model]
+        rows = np.random.default_rng(7).random((case.rows, *shape), np.float32)
+        request = base64.b64encode(way.build(case.model, input_name, rows)).decode()
         port = self.ports[way.protocol == "grpc"]
-        plan = Plan(way.protocol, port, connections, _WARM_UP_S, seconds, request, GRPC_METHOD)
+        plan = Plan(way.protocol, port, case.connections, _WARM_UP_S, seconds, request, GRPC_METHOD)
         driver = subprocess.Popen(
             [sys.executable, "-m", "load_tests.driver"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -169,17 +186,15 @@ class _Target:
         return driver
 
 
-def _round(
-    work: Path, cases: list[tuple[str, int]], plans: dict[str, _BarePlan], options: argparse.Namespace
-) -> list[Row]:
+def _round(work: Path, cases: list[Case], plans: dict[str, _BarePlan], options: argparse.Namespace) -> list[Row]:
     rows = []
     seconds: float = options.seconds
     ports = free_port(), free_port()
     with server_process("-m", "load_tests.echo", *map(str, ports)) as process:
         wait_for(f"http://127.0.0.1:{ports[0]}/")
         echo = _Target(process, ports, has_metrics=False)
-        for connections in dict.fromkeys(connections for _, connections in cases):
-            rows += [echo.measure("echo", "dense", connections, way, seconds)[0] for way in PATHS]
+        for connections in dict.fromkeys(case.connections for case in cases):
+            rows += [echo.measure("echo", Case("dense", connections), way, seconds)[0] for way in PATHS]
     ports = free_port(), free_port()
     command = ["-m", "service", "serve", str(work / "models"), "--rest-port", str(ports[0])]
     command += ["--grpc-port", str(ports[1]), "--cache-dir", str(work / "cache"), "--host", "127.0.0.1"]
@@ -187,14 +202,14 @@ def _round(
     with server_process(*command) as process:
         wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready")
         server = _Target(process, ports)
-        for model, connections in cases:
-            answers = []
+        for case in cases:
+            model, answers = case.model, []
             rates = [plans[model].rows_per_s()]
             for way in PATHS:
-                row, answer = server.measure(model, model, connections, way, seconds)
+                row, answer = server.measure(model, case, way, seconds)
                 answers.append(way.read(answer))
                 rates.append(plans[model].rows_per_s())  # just before and just after: the machine's pace drifts
-                rows.append(replace(row, efficiency=row.requests_per_s / statistics.mean(rates[-2:])))
+                rows.append(replace(row, efficiency=row.requests_per_s * case.rows / statistics.mean(rates[-2:])))
             _check_agreement(model, answers)
     return rows
 
@@ -286,15 +301,16 @@ def _median(cells: tuple[Row, ...]) -> Row:
 
 def _table(rows: list[Row], bare: dict[str, dict[str, object]]) -> str:
     lines = [
-        "| model | connections | path | requests/s | p50 ms | p99 ms | CPU µs/request | batch rows | efficiency |",
-        "|---|--:|---|--:|--:|--:|--:|--:|--:|",
+        "| model | connections | rows | path | requests/s | p50 ms | p99 ms "
+        "| CPU µs/request | batch rows | efficiency |",
+        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for r in rows:
         batch = "–" if r.batch_rows is None else f"{r.batch_rows:.1f}"
         efficiency = "–" if r.efficiency is None else f"{r.efficiency:.2f}"
         lines.append(
-            f"| {r.model} | {r.connections} | {r.path} | {r.requests_per_s:,.0f} | {r.p50_ms:.2f} | {r.p99_ms:.2f} "
-            f"| {r.server_cpu_us:.0f} | {batch} | {efficiency} |"
+            f"| {r.model} | {r.connections} | {r.rows} | {r.path} | {r.requests_per_s:,.0f} "
+            f"| {r.p50_ms:.2f} | {r.p99_ms:.2f} | {r.server_cpu_us:.0f} | {batch} | {efficiency} |"
         )
     lines.append("")
     lines += [
