@@ -15,7 +15,8 @@ from service.tensors import Array, DataType, Signature, Tensors, TensorSpec
 
 _OPEN_SIZES = (32, 1, 224)
 """Sizes tried, in order, for a dimension that the signature leaves open."""
-_LARGE = 1000.0
+_LARGE = 255.0
+"""Beyond what is usual by as much as pixels are that nobody scaled."""
 _WORDS = (b"a few words", b"", b"caf\xc3\xa9 and more", b"0", b"another line of text, longer than the others")
 _LARGEST_DRAWN = 1000
 EDGES = ("zero", "large", "negative", "empty", "lowest", "highest")

@@ -13,6 +13,11 @@ _RUNS = 15
 _SECONDS_PER_PLAN = 0.3
 _PAUSE_S = 200e-6
 """Before a timed run, as between batches of a server: threads that spin through it show as CPU time."""
+_MOST_PAUSES = 25
+_IDLE_SHARE = 0.25
+"""Threads of the plan before may spin on: a short one begins once they take less of a pause, or after so many."""
+_CLOSE = 1.3
+"""Plans within that of the fastest are run `_ENOUGH` times, however long that takes: one run says little."""
 _HOPELESS = 4.0
 """A plan that is so many times slower than the fastest is timed three times only, or for a second."""
 _ENOUGH, _LONG_S = 3, 1.0
@@ -43,7 +48,7 @@ def measure(
     """The cost of each job, by its name; run in turn, at least once each.
 
     There are `runs` rounds, where the time allows it; three times as many where the machine is
-    disturbed. Raises whatever a job does.
+    disturbed. What may be the fastest is run `_ENOUGH` times at least. Raises whatever a job does.
     """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
     stop = time.perf_counter() + seconds_per_plan * len(jobs)
@@ -51,10 +56,14 @@ def measure(
         for name in _turned(list(jobs), number):
             if not _is_hopeless(name, times):
                 if times[name] and times[name][-1][0] < _SHORT_S:
-                    jobs[name]()  # after another plan, whose threads may still spin, caches are cold
+                    _come_to_rest()
+                    jobs[name]()  # after another plan caches are cold
                 times[name].append(_time(jobs[name]))
         if time.perf_counter() >= stop or (number + 1 >= runs and not _is_disturbed(times)):
             break
+    while len(close := _close(times)) > 1 and (few := [name for name in close if len(times[name]) < _ENOUGH]):
+        for name in few:
+            times[name].append(_time(jobs[name]))
     return {name: _cost(seen) for name, seen in times.items()}
 
 
@@ -90,6 +99,21 @@ def _time(job: Job) -> tuple[float, float]:
     job()
     seconds = time.perf_counter() - start
     return seconds, time.process_time() - cpu_start
+
+
+def _come_to_rest() -> None:
+    """Wait for the threads of this process, but not for long: a plan must not be charged for what another's do."""
+    for _ in range(_MOST_PAUSES):
+        start = time.process_time()
+        time.sleep(_PAUSE_S)
+        if time.process_time() - start < _IDLE_SHARE * _PAUSE_S:
+            return
+
+
+def _close(times: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
+    """Which jobs may be the fastest by the runs so far."""
+    least = {name: min(s for s, _ in seen) for name, seen in times.items()}
+    return [name for name, seconds in least.items() if seconds <= _CLOSE * min(least.values())]
 
 
 def _is_hopeless(name: str, times: Mapping[str, Sequence[tuple[float, float]]]) -> bool:

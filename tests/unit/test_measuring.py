@@ -63,6 +63,36 @@ def test_a_hopeless_plan_is_timed_three_times(machine: Machine) -> None:
     assert costs["slow"].seconds == pytest.approx(0.05)
 
 
+def test_slow_plans_that_are_close_are_timed_three_times(machine: Machine) -> None:
+    """One disturbed run must not decide between them; a plan that cannot win is not run for that."""
+    first, second, behind = Job(machine, 1.0), Job(machine, 1.1), Job(machine, 1.5)
+    first.disturbed = {0: 0.3}
+    costs = measure({"first": first, "second": second, "behind": behind})
+    assert (first.runs, second.runs, behind.runs) == (3, 3, 1)
+    assert costs["first"].seconds < costs["second"].seconds
+
+
+def test_a_plan_is_not_charged_for_the_threads_of_another(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that spin after their own run have come to rest before the next plan's."""
+    spins = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal spins
+        machine.work(seconds, 1.0 if spins > 0 else 0.0)
+        spins -= seconds
+
+    def spinning() -> None:
+        nonlocal spins
+        machine.work(0.001, 2.0)
+        spins = 0.002
+
+    monkeypatch.setattr(machine, "sleep", sleep)
+    quiet = Job(machine, 0.001)
+    costs = measure({"spinning": spinning, "quiet": quiet})
+    assert costs["quiet"].cpu_s == pytest.approx(0.001)
+    assert costs["spinning"].cpu_s == pytest.approx(0.0022)
+
+
 def test_a_disturbed_machine_is_given_more_rounds(machine: Machine) -> None:
     """Where the fastest plan's runs are far apart three times as many are made."""
     job = Job(machine, 0.001)
