@@ -28,7 +28,7 @@ from service.runtime.devices import accelerators
 from service.runtime.records import ModelRecord
 
 _log = logging.getLogger("kiln.planner")
-_FORMAT = 1
+_FORMAT = 2
 """Raise it when records of before mean something else now."""
 _FILE = "record.json"
 _UNUSED_S = 90 * 24 * 3600.0
