@@ -46,6 +46,8 @@ _QUIET_TURN_S = 10e-6
 _QUIET_TURNS = 3
 _LONGEST_SETTLE_S = 2e-3
 """The loop counts as idle after so many turns of less than that; it is not waited for any longer."""
+_SETTLE_SHARE = 0.02
+"""Nor for longer than this share of a run in a thread: turns take the core from runs that go on."""
 _MAX_LANES = 1024
 _RATE_MEMORY = 0.8
 """Weight of the past in the running estimate of rows per second."""
@@ -214,7 +216,7 @@ class Batcher:
         if deadline is not None and (self._timer is None or deadline < self._timer_at):
             self._set_timer(deadline)
         if not self._pump_planned:
-            self._plan_pump()
+            self._plan_pump(lane, rows)
         if len(entries) == 1:
             reply: Awaitable[Tensors] = entries[0].reply  # type: ignore[assignment]
             return reply
@@ -296,15 +298,18 @@ class Batcher:
         counts = [limits.max_batch_rows] * full + [rest] * bool(rest)
         return list(zip(split(inputs, counts), counts, strict=True))
 
-    def _plan_pump(self) -> None:
-        """Pump once all that arrived together has been queued, so that it is fused."""
+    def _plan_pump(self, lane: Lane | None = None, rows: int = 1) -> None:
+        """Pump once all that arrived together has been queued, so that it is fused; `rows` of `lane` came last."""
         if self._pump_planned or not self._has_place():
             return
         self._pump_planned = True
         now = self._clock()
-        asyncio.get_running_loop().call_soon(self._settle, now, now, 0)
+        longest_s = _LONGEST_SETTLE_S
+        if self._asks and lane is not None:
+            longest_s = min(longest_s, _SETTLE_SHARE * self._model.expected_s(lane, rows))
+        asyncio.get_running_loop().call_soon(self._settle, now + longest_s, now, 0)
 
-    def _settle(self, start: float, last_turn: float, quiet_turns: int) -> None:
+    def _settle(self, until: float, last_turn: float, quiet_turns: int) -> None:
         """Pump once the loop has nothing else to do.
 
         A short batch runs on the loop, so the loop is its runner, and that is not free while
@@ -312,11 +317,11 @@ class Batcher:
         """
         now = self._clock()
         quiet_turns = quiet_turns + 1 if now - last_turn < _QUIET_TURN_S else 0
-        is_settled = quiet_turns >= _QUIET_TURNS or now - start >= _LONGEST_SETTLE_S
+        is_settled = quiet_turns >= _QUIET_TURNS or now >= until
         if is_settled or self._is_busy() or self.queue.has_full_batch():
             self._pump()
         else:
-            asyncio.get_running_loop().call_soon(self._settle, start, now, quiet_turns)
+            asyncio.get_running_loop().call_soon(self._settle, until, now, quiet_turns)
 
     def _pump(self) -> None:
         """Hand the runner what is worth running now; look again later where it is not yet."""

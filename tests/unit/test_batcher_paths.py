@@ -20,6 +20,22 @@ WAIT = Limits(4, 16, 1 << 20, batch_wait_s=1.0)
 # Waiting
 
 
+@pytest.mark.parametrize(("run_s", "waited_s"), [(float("inf"), 2e-3), (0.01, 2e-4), (0.05, 1e-3), (1.0, 2e-3)])
+async def test_a_busy_loop_holds_up_a_batch_for_little_of_its_run(run_s: float, waited_s: float):
+    """While the loop has other work the batch for a free thread waits for company, but not long."""
+    bench = Bench()
+    bench.model.seconds = run_s
+    turn_s = 5e-5
+    answer = bench.submit(1)
+    began = bench.clock()
+    while not bench.runner.jobs:
+        bench.clock.advance(turn_s)
+        await asyncio.sleep(0)
+    assert bench.clock() - began == pytest.approx(waited_s, abs=3 * turn_s)
+    await bench.run_all()
+    assert firsts(await answer) == [2]
+
+
 async def test_a_batch_runs_when_its_wait_is_over():
     """With a batch wait a free runner waits that long for company, counted from the first request."""
     bench = Bench(WAIT)
