@@ -12,6 +12,7 @@ import pytest
 from service.bounds import Bounds
 from service.errors import InvalidArgument
 from service.predictor import Decoded, ModelRef, Prediction
+from service.rest import known_headers
 from service.rest.known_headers import KnownHeaders
 from service.rpc import open_inference_codec as rpc
 from service.rpc import tfserving_codec as tfs
@@ -182,6 +183,73 @@ def test_a_rest_header_with_an_id_is_not_kept():
         _, wanted = headers.decode(*binary(id=request_id), {model.name: model})
         assert wanted.id == request_id
         assert not len(headers)
+
+
+def in_json(data: Any, **keys: Any) -> bytes:
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 3]}
+    return json.dumps({**keys, "inputs": [{**tensor, "data": data}], "outputs": [{"name": "y"}]}).encode()
+
+
+def test_a_json_request_is_read_once_but_for_its_numbers(monkeypatch: pytest.MonkeyPatch):
+    """The second request in that frame has its own numbers, and all that was asked for."""
+    model, headers = signature(), KnownHeaders(100)
+    first = headers.decode(in_json([1, 2, 3, 4, 5, 6]), None, {model.name: model})
+    monkeypatch.setattr(known_headers, "read_infer", None)
+    decoded, wanted = headers.decode(in_json([0.5, -1, 1e3, 4, 5, 7]), None, {model.name: model})
+    assert wanted is first[1]
+    assert decoded.signature is model
+    assert decoded.inputs["x"].dtype == np.float32
+    assert decoded.inputs["x"].tolist() == [[0.5, -1, 1e3], [4, 5, 7]]
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (in_json([1, 2, 3, 4, 5]), "6 elements, the data has 5"),
+        (in_json([1, 2, 3, 4, 5, "6"]), "FP32 expected"),
+        (in_json([1, 2, 3, 4, 5, [6]]), "FP32 expected|ragged"),
+        (in_json([1, 2, 3, 4, 5, 1e39]), "does not fit FP32"),
+        (in_json([]), "6 elements, the data has 0"),
+        (in_json([1, 2, 3, 4, 5, 6]).replace(b"6]", b"6,]"), "JSON"),
+    ],
+)
+def test_other_numbers_in_a_known_frame_are_refused_as_ever(body: bytes, text: str):
+    """What the frame came to says nothing about them."""
+    model, headers = signature(), KnownHeaders(100)
+    headers.decode(in_json([1, 2, 3, 4, 5, 6]), None, {model.name: model})
+    assert len(headers) == 1
+    with pytest.raises(InvalidArgument, match=text):
+        headers.decode(body, None, {model.name: model})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        in_json([1, 2, 3, 4, 5, 6], id="a"),
+        in_json([[1, 2, 3], [4, 5, 6]]),
+        in_json([1, 2, 3, 4, 5, 6], parameters={"data": 1}),
+        in_json([1, 2, 3, 4, 5, 6], parameters={"data": [1, 2, 3, 4, 5, 6]}),
+        in_json([1, 2, 3, 4, 5, 6], parameters={"note": '"data": ['}),
+        in_json([1, 2, 3, 4, 5, 6], parameters={"note": "x" * 5000}),
+    ],
+)
+def test_a_json_request_that_may_mean_another_thing_is_not_kept(body: bytes):
+    """An id is its own, nested lists have a shape, and elsewhere ``data`` is no tensor's; all are answered."""
+    model, headers = signature(), KnownHeaders(100)
+    for _ in range(2):
+        decoded, _ = headers.decode(body, None, {model.name: model})
+        assert decoded.inputs["x"].tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert not len(headers)
+
+
+def test_a_frame_is_read_again_for_another_model():
+    """It is only known for the signature that it was read with."""
+    model, headers = signature(), KnownHeaders(100)
+    body = in_json([1, 2, 3, 4, 5, 6])
+    headers.decode(body, None, {model.name: model})
+    changed = signature(dtype=DataType.INT32)
+    with pytest.raises(InvalidArgument, match="expected datatype INT32"):
+        headers.decode(body, None, {changed.name: changed})
 
 
 def test_only_so_many_rest_headers_are_kept():
