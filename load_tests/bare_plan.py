@@ -68,6 +68,7 @@ def main() -> None:
     rates = {bucket: bare.rows_per_s(bucket, _SECONDS_PER_BUCKET) for bucket in bare.record.chosen}
     best = max(rates, key=lambda bucket: rates[bucket])
     found = {"rows_per_s": rates[best], "best_bucket_rows": best, "plan": bare.record.names[best]}
+    found["rows_per_s_alone"] = rates[min(rates)]
     print(json.dumps({"model": source.model, **found}), flush=True)
     for _ in sys.stdin:
         print(bare.rows_per_s(best, _SECONDS_NOW), flush=True)

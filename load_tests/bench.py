@@ -69,7 +69,10 @@ _CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `efficiency` is against the bare plan, None for the echo server."""
+    """One line of the table; `efficiency` is against the bare plan, None for the echo server.
+
+    `device_rows_per_s` is rows over the time that the plan ran.
+    """
 
     model: str
     connections: int
@@ -80,6 +83,7 @@ class Row:
     p99_ms: float
     server_cpu_us: float
     batch_rows: float | None
+    device_rows_per_s: float | None
     efficiency: float | None
     errors: int
 
@@ -106,8 +110,8 @@ def main() -> int:
         bare = {model: plan.found for model, plan in plans.items()}
         for plan in plans.values():
             plan.close()
-    rows = [_median(cells) for cells in zip(*rounds, strict=True)]
-    print(_table(rows, bare))
+    cells = list(zip(*rounds, strict=True))
+    print(_table(cells, bare))
     if options.out:
         report = {
             "machine": machine(),
@@ -118,7 +122,7 @@ def main() -> int:
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(report, indent=1) + "\n")
-    return int(any(row.errors for row in rows))
+    return int(any(row.errors for of in cells for row in of))
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,9 @@ class _Target:
         driver = self._start_driver(case, way, seconds)
         time.sleep(_WARM_UP_S + 0.5)
         before, start = _cpu_s(self.process), time.monotonic()
-        rows_before, runs_before = self._batches(model)
+        before_batches = self._batches(model)
         time.sleep(max(seconds - 1.0, 0.5))
-        rows, runs = self._batches(model)
+        rows, runs, run_s = (now - then for now, then in zip(self._batches(model), before_batches, strict=True))
         cpu_share = (_cpu_s(self.process) - before) / (time.monotonic() - start)
         output, _ = driver.communicate(timeout=seconds + 60)
         result = Result(**json.loads(output))
@@ -150,26 +154,29 @@ class _Target:
             result.p50_ms,
             result.p99_ms,
             cpu_share / max(result.requests_per_s, 1e-9) * 1e6,
-            (rows - rows_before) / (runs - runs_before) if runs > runs_before else None,
+            rows / runs if runs else None,
+            rows / run_s if run_s else None,
             None,
             result.errors,
         )
         return row, base64.b64decode(result.first_body)
 
-    def _batches(self, model: str) -> tuple[float, float]:
-        """Rows and runs so far, from the server's metrics."""
+    def _batches(self, model: str) -> tuple[float, float, float]:
+        """Rows, runs and seconds of runs so far, from the server's metrics."""
         if not self.has_metrics:
-            return 0.0, 0.0
+            return 0.0, 0.0, 0.0
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[0]}/metrics", timeout=10) as page:
             families = text_string_to_metric_families(page.read().decode())
         found = {
             sample.name: sample.value
             for family in families
-            if family.name == "kiln_batch_rows"
+            if family.name in ("kiln_batch_rows", "kiln_execution_seconds")
             for sample in family.samples
             if sample.labels.get("model") == model
         }
-        return found.get("kiln_batch_rows_sum", 0.0), found.get("kiln_batch_rows_count", 0.0)
+        names = ("kiln_batch_rows_sum", "kiln_batch_rows_count", "kiln_execution_seconds_sum")
+        rows, runs, run_s = (found.get(name, 0.0) for name in names)
+        return rows, runs, run_s
 
     def _start_driver(self, case: Case, way: Way, seconds: float) -> subprocess.Popen[str]:
         input_name, shape = _SHAPES[case.model]
@@ -299,22 +306,31 @@ def _median(cells: tuple[Row, ...]) -> Row:
     return by_speed[len(by_speed) // 2]
 
 
-def _table(rows: list[Row], bare: dict[str, dict[str, object]]) -> str:
+def _spread(values: list[float]) -> list[float]:
+    """Least, median and most; one value of one."""
+    return values if len(values) < 2 else [min(values), statistics.median(values), max(values)]
+
+
+def _table(cells: list[tuple[Row, ...]], bare: dict[str, dict[str, object]]) -> str:
+    """A line for each cell: the median of its rounds; of several rounds the least and the most efficiency too."""
     lines = [
         "| model | connections | rows | path | requests/s | p50 ms | p99 ms "
-        "| CPU µs/request | batch rows | efficiency |",
-        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|",
+        "| CPU µs/request | batch rows | device rows/s | efficiency |",
+        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for r in rows:
+    for of in cells:
+        r = _median(of)
         batch = "–" if r.batch_rows is None else f"{r.batch_rows:.1f}"
-        efficiency = "–" if r.efficiency is None else f"{r.efficiency:.2f}"
+        device = "–" if r.device_rows_per_s is None else f"{r.device_rows_per_s:,.0f}"
+        efficiency = " / ".join(f"{e:.2f}" for e in _spread([r.efficiency for r in of if r.efficiency is not None]))
         lines.append(
             f"| {r.model} | {r.connections} | {r.rows} | {r.path} | {r.requests_per_s:,.0f} "
-            f"| {r.p50_ms:.2f} | {r.p99_ms:.2f} | {r.server_cpu_us:.0f} | {batch} | {efficiency} |"
+            f"| {r.p50_ms:.2f} | {r.p99_ms:.2f} | {r.server_cpu_us:.0f} | {batch} | {device} | {efficiency or '–'} |"
         )
     lines.append("")
     lines += [
-        f"Bare `{model}`: {float(str(b['rows_per_s'])):,.0f} rows/s at {b['best_bucket_rows']} rows ({b['plan']})."
+        f"Bare `{model}`: {float(str(b['rows_per_s'])):,.0f} rows/s at {b['best_bucket_rows']} rows ({b['plan']}), "
+        f"{float(str(b['rows_per_s_alone'])):,.0f} one by one."
         for model, b in bare.items()
     ]
     return "\n".join([*lines, "", machine()])
