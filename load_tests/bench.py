@@ -36,6 +36,7 @@ from load_tests.payloads import Path as Way
 from service.tensors import Array
 
 _WARM_UP_S = 1.5
+_IDLE_SHARE = 0.05
 _SHAPES = {
     "digits": ("image", (8, 8, 1)),
     "dense": ("x", (784,)),
@@ -208,6 +209,7 @@ def _round(work: Path, cases: list[Case], plans: dict[str, _BarePlan], options: 
     command += ["--grpc-transport", options.grpc_transport, "--plan", options.plan]
     with server_process(*command) as process:
         wait_for(f"http://127.0.0.1:{ports[0]}/v2/health/ready")
+        _wait_for_rest(process)
         server = _Target(process, ports)
         for case in cases:
             model, answers = case.model, []
@@ -288,6 +290,15 @@ def wait_for(url: str, timeout_s: float = 180.0) -> None:
             return
         time.sleep(0.2)
     raise SystemExit(f"{url} did not answer within {timeout_s:.0f} s")
+
+
+def _wait_for_rest(process: psutil.Process, timeout_s: float = 60.0) -> None:
+    """Until a server does next to nothing: one that answers may still be loading what it did not wait for."""
+    stop, used = time.monotonic() + timeout_s, 1.0
+    while used > _IDLE_SHARE and time.monotonic() < stop:
+        before = _cpu_s(process)
+        time.sleep(1.0)
+        used = _cpu_s(process) - before
 
 
 def _cpu_s(process: psutil.Process) -> float:

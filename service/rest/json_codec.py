@@ -31,9 +31,8 @@ from service.tensors import MAX_DIMENSIONS, Array, DataType, Signature, TensorSp
 ARRAY = (simdjson.Array, list)
 OBJECT = (simdjson.Object, dict)
 """What a list and an object of JSON may be: simdjson's proxies, or plain Python."""
-_KEPT_BYTES = 2**18
 LONG_BYTES = 2**20
-"""Texts over this are read in pieces where they can be."""
+"""Texts over this are read in pieces where they can be, and no parser is kept for them."""
 _LONGEST_SHOWN = 60
 _NESTING = {list, dict}
 _PROXIES = {simdjson.Array, simdjson.Object}
@@ -103,7 +102,7 @@ def _parse(text: bytes) -> Any:
     which took as long as parsing: so one is kept for texts of usual size. It refuses to be used
     again while proxies of the last text live, as in the traceback of an error that is being told.
     """
-    if len(text) <= _KEPT_BYTES:
+    if len(text) <= LONG_BYTES:
         try:
             return _kept_parser.parse(text)
         except RuntimeError:
@@ -230,7 +229,7 @@ def rows_of(text: bytes, spec: TensorSpec) -> Array | None:
     What is asked most often, read with the least that tells it from all else; integers are as with `exact`.
     """
     row_elements = spec.row_elements
-    if not row_elements or len(text) > _KEPT_BYTES:
+    if not row_elements or len(text) > LONG_BYTES:
         return None
     try:
         value = _parse(text)
@@ -261,7 +260,7 @@ def flat_numbers(text: bytes, spec: TensorSpec, shape: tuple[int, ...]) -> Array
 
     As `flat_array`, with the least that tells it from all else.
     """
-    if len(text) > _KEPT_BYTES:
+    if len(text) > LONG_BYTES:
         return None
     try:
         value = _parse(text)
