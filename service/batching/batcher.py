@@ -43,7 +43,7 @@ _INLINE_MISJUDGED = 20
 _INLINE_STRIKES = 3
 """So many batches on end that took `_INLINE_MISJUDGED` × `_INLINE_S` end it for their version."""
 _QUIET_TURN_S = 10e-6
-_QUIET_TURNS = 3
+_QUIET_TURNS = 12
 _LONGEST_SETTLE_S = 2e-3
 """The loop counts as idle after so many turns of less than that; it is not waited for any longer."""
 _SETTLE_SHARE = 0.02
