@@ -20,7 +20,7 @@ TWO_D = Signature(
     takes_other_shapes=True,
 )
 """Its graph may be tried with other shapes."""
-_TURNS = 12
+_TURNS = 32
 """Turns of the loop in which whatever is ready has run."""
 
 
