@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -145,6 +147,20 @@ def test_failures_are_told(tracer: Tracer, exporter: InMemorySpanExporter, code:
     assert (request.attributes or {})["error.type"] == code.value
     assert seconds(queue, request) == (0.75, 1.0)
     assert len(exporter.get_finished_spans()) == 2
+
+
+def test_spans_of_one_process_are_sent_together(
+    tracer: Tracer, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+):
+    """All have one resource, which the exporter asks each span for without a cost."""
+    for _ in range(2):
+        tracer.tell(begin(tracer))
+    spans = exporter.get_finished_spans()
+    resource = spans[0].resource
+    assert resource == Resource(dict(resource.attributes), resource.schema_url)
+    monkeypatch.setattr(Resource, "__hash__", None)  # which writes it as JSON
+    (group,) = encode_spans(spans).resource_spans
+    assert sum(len(scope.spans) for scope in group.scope_spans) == len(spans)
 
 
 @pytest.mark.parametrize(("variable", "name"), [("", "kiln"), ("digits-eu", "digits-eu")])
