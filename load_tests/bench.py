@@ -41,6 +41,7 @@ _SHAPES = {
     "digits": ("image", (8, 8, 1)),
     "dense": ("x", (784,)),
     "five_ms": ("x", (28, 28, 1)),
+    "one_ms": ("x", (64,)),
     "cnn": ("x", (28, 28, 1)),
     "mobilenet": ("x", (96, 96, 3)),
     "lstm": ("x", (50, 8)),
@@ -62,6 +63,7 @@ _CASES = (
     Case("dense", 64),
     Case("five_ms", 16),
     Case("five_ms", 8, rows=8),
+    Case("one_ms", 8, rows=64),
     Case("cnn", 8, rows=64),
     Case("mobilenet", 16),
     Case("lstm", 16),
@@ -94,7 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="measured seconds per cell")
     parser.add_argument("--repeat", type=int, default=1, help="rounds; the table has the medians")
-    parser.add_argument("--models", default="digits,dense,five_ms,cnn", help="which of the bench's models")
+    parser.add_argument("--models", default="digits,dense,five_ms,one_ms,cnn", help="which of the bench's models")
     parser.add_argument("--plan", default="auto", help="the server's setting of that name")
     parser.add_argument("--grpc-transport", choices=("grpcio", "envoy"), default="grpcio", help="that of the server")
     parser.add_argument("--out", type=Path, help="write all figures there as JSON")
