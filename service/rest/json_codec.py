@@ -229,15 +229,10 @@ def rows_of(text: bytes, spec: TensorSpec) -> Array | None:
     What is asked most often, read with the least that tells it from all else; integers are as with `exact`.
     """
     row_elements = spec.row_elements
-    if not row_elements or len(text) > LONG_BYTES:
+    numbers = _numbers(text, spec) if row_elements else None
+    if numbers is None or not row_elements:
         return None
-    try:
-        value = _parse(text)
-    except (ValueError, RuntimeError):
-        return None
-    buffer = _buffer(value, spec) if isinstance(value, simdjson.Array) else None
-    if buffer is None:
-        return None
+    value, buffer = numbers
     rows, odd = divmod(len(buffer), row_elements)
     if odd or not rows:
         return None
@@ -260,6 +255,14 @@ def flat_numbers(text: bytes, spec: TensorSpec, shape: tuple[int, ...]) -> Array
 
     As `flat_array`, with the least that tells it from all else.
     """
+    numbers = _numbers(text, spec)
+    if numbers is None or len(numbers[1]) != math.prod(shape) or text.find(b"[", 1) >= 0:
+        return None
+    return cast(numbers[1], spec).reshape(shape)
+
+
+def _numbers(text: bytes, spec: TensorSpec) -> tuple[simdjson.Array, Array] | None:
+    """A JSON list of numbers, however nested, and all of them in order; None for any other text, and a long one."""
     if len(text) > LONG_BYTES:
         return None
     try:
@@ -267,9 +270,7 @@ def flat_numbers(text: bytes, spec: TensorSpec, shape: tuple[int, ...]) -> Array
     except (ValueError, RuntimeError):
         return None
     buffer = _buffer(value, spec) if isinstance(value, simdjson.Array) else None
-    if buffer is None or len(buffer) != math.prod(shape) or text.find(b"[", 1) >= 0:
-        return None
-    return cast(buffer, spec).reshape(shape)
+    return None if buffer is None else (value, buffer)
 
 
 def ragged_rows(

@@ -14,7 +14,7 @@ import numpy as np
 
 from service.bounds import DEFAULT_BOUNDS, Bounds
 from service.predictor import Decoded
-from service.rest.json_codec import flat_numbers
+from service.rest.json_codec import LONG_BYTES, flat_numbers
 from service.rest.openinference_codec import Place, Wanted, read_infer
 from service.shared_memory import OFF, SharedMemory
 from service.tensors import Array, Signature, Tensors
@@ -123,7 +123,8 @@ class KnownHeaders:
         return decoded, wanted
 
     def _decode_json(self, body: bytes, signatures: Mapping[str, Signature]) -> tuple[Decoded, Wanted]:
-        found = None if self._bounds.may_exceed(len(body)) else _Frame.of(body)
+        is_short = len(body) <= LONG_BYTES and not self._bounds.may_exceed(len(body))
+        found = _Frame.of(body) if is_short else None
         framed = None if found is None else self._by_frame.get(found[0])
         if found is not None and framed is not None:
             array = framed.read(found[1], signatures)

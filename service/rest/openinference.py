@@ -36,7 +36,7 @@ from service.shared_memory import SharedMemory
 from service.tensors import Signature
 
 INFER_ROUTE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-_KNOWN_ROUTES = 1024
+_KNOWN_ROUTES = 128
 _LENGTH_HEADER = b"inference-header-content-length"
 _BINARY = (b"content-type", b"application/octet-stream")
 

@@ -45,7 +45,7 @@ _STATES = {
     State.FAILED: "END",
 }
 _LARGEST_VERSION = 2**63 - 1
-_KNOWN_ROUTES = 1024
+_KNOWN_ROUTES = 128
 
 
 def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
