@@ -90,10 +90,15 @@ def judge(
     )
 
 
-async def run(server: Served, *, slo_s: float, seconds: float, times: float, trial_s: float = 5.0) -> Outcome:
-    """Find the peak by trials of `trial_s`, offer `times` as much for `seconds`, then little."""
+async def run(
+    server: Served, *, slo_s: float, seconds: float, times: float, rows: int = 1, trial_s: float = 5.0
+) -> Outcome:
+    """Find the peak by trials of `trial_s`, offer `times` as much for `seconds`, then little.
+
+    A request has `rows` rows.
+    """
     signature = await asyncio.to_thread(read_signature, server.address, server.model)
-    inputs = await made_up(server.address, server.model, signature, 1)
+    inputs = await made_up(server.address, server.model, signature, rows)
     build = PROTOCOLS[_PROTOCOL].build
     client = open_client(server.address, _PROTOCOL, [build(server.model, signature, each) for each in inputs])
     try:
@@ -139,12 +144,14 @@ async def _watched(
         sampling.cancel()
 
 
-def table(outcomes: Sequence[Outcome], model: str, slo_ms: float) -> str:
+def table(outcomes: Sequence[Outcome], model: str, slo_ms: float, rows: int = 1) -> str:
     """Least / median / most of the runs."""
-    heads = ("model", "goal ms", "peak/s", "offered/s", "goodput/s", "goodput ÷ peak", "p99 of accepted, ms", "refused",
+    heads = ("model", "rows", "goal ms",
+             "peak/s", "offered/s", "goodput/s", "goodput ÷ peak", "p99 of accepted, ms", "refused",
              "memory, last ÷ first", "recovery s")  # fmt: skip
     row = (
-        model, f"{slo_ms:g}", spread([o.peak_per_s for o in outcomes]), spread([o.offered_per_s for o in outcomes]),
+        model, f"{rows}", f"{slo_ms:g}",
+        spread([o.peak_per_s for o in outcomes]), spread([o.offered_per_s for o in outcomes]),
         spread([o.goodput_per_s for o in outcomes]), spread([o.goodput_share for o in outcomes], 2),
         spread([o.accepted_p99_ms for o in outcomes], 1), f"{np.median([o.refused_share for o in outcomes]):.1%}",
         spread([o.memory_growth for o in outcomes], 3), spread([o.recovery_s for o in outcomes], 2),
@@ -156,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, write; returns 1 where a request failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="five_ms", help="one of the bench's models (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1, help="of a request (default: %(default)s)")
     parser.add_argument("--slo-ms", type=float, default=150.0, help="its goal (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=1.0, help="of overload (default: %(default)s)")
     parser.add_argument("--times", type=float, default=10.0, help="the peak, offered (default: %(default)s)")
@@ -168,7 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare(Path(folder), options.model)
         with serving(Path(folder), options.model, {"slo_ms": options.slo_ms}) as server:
             outcomes = [_one(server, options) for _ in range(options.repeat)]
-    text = f"{table(outcomes, options.model, options.slo_ms)}\n\n{options.minutes:g} min of overload. {machine()}"
+    found = table(outcomes, options.model, options.slo_ms, options.rows)
+    text = f"{found}\n\n{options.minutes:g} min of overload. {machine()}"
     tell(options, "overload", text, {"minutes": options.minutes, "runs": [asdict(o) for o in outcomes]})
     return int(any(outcome.failed for outcome in outcomes))
 
@@ -182,6 +191,7 @@ def _one(server: Served, options: argparse.Namespace) -> Outcome:
             slo_s=options.slo_ms / 1e3,
             seconds=options.minutes * 60,
             times=options.times,
+            rows=options.rows,
             trial_s=options.trial_s,
         )
     )

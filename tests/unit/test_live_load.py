@@ -39,7 +39,7 @@ def test_an_overload_is_judged_by_what_came_in_time():
     assert found.memory_growth == pytest.approx(1.01)
     text = table([found, replace(found, peak_per_s=7.0)], "five_ms", 100.0)
     assert text.splitlines()[2].startswith(
-        "| five_ms | 100 | 5 / 7 / 7 | 10 / 10 / 10 | 5 / 5 / 5 | 0.70 / 0.98 / 0.98 |"
+        "| five_ms | 1 | 100 | 5 / 7 / 7 | 10 / 10 / 10 | 5 / 5 / 5 | 0.70 / 0.98 / 0.98 |"
     )
 
 
