@@ -198,7 +198,7 @@ class Predictor:
             NotFound, Unavailable, InvalidArgument: on entry, as `Engine.acquire`.
         """
         who = caller.get()
-        if self._following is None:
+        if self._following is None or (who is NOBODY and self._following.passes_by()):
             trace_id = "" if who is NOBODY else who.recorded_trace_id
             return Request(self.engine, ref, self._metrics.request(ref.name, protocol, trace_id), who)
         followed = self._following.begin(who)

@@ -5,6 +5,7 @@ Whether a request is followed is decided once, when it begins. Nothing is made f
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,6 +93,19 @@ class Following:
         self._trace = trace
         self._keep = keep
         self._access = access
+        self._gap = 0.0 if trace is None else _gap(trace.share)
+        """Requests until the next one without a trace of its own that is traced, itself included."""
+        self._may_pass = trace is not None and keep is None and access is None
+
+    def passes_by(self) -> bool:
+        """Whether a request without a trace of its own is one that nobody wants to know of; else it is to `begin`.
+
+        Nearly all are, where a small share is traced and nothing else: this is the least that can be asked of each.
+        """
+        if self._may_pass and self._gap > 1:
+            self._gap -= 1
+            return True
+        return False
 
     @property
     def is_needed(self) -> bool:
@@ -109,7 +123,7 @@ class Following:
         A caller's ``traceparent`` decides whether it is traced; without one, chance.
         """
         is_traced = self._trace is not None and (
-            caller.is_sampled if caller.trace_id else random.random() < self._trace.share  # noqa: S311 - a sample
+            caller.is_sampled if caller.trace_id else self._is_next(self._trace.share)
         )
         is_kept = self._keep is not None and random.random() < self._keep.share  # noqa: S311 - a sample
         if not (is_traced or is_kept or self._access is not None):
@@ -119,6 +133,13 @@ class Following:
             caller = caller._replace(trace_id=f"{ids.trace_id:032x}")
         return Followed(caller, ids, is_kept)
 
+    def _is_next(self, share: float) -> bool:
+        self._gap -= 1
+        if self._gap > 0:
+            return False
+        self._gap = _gap(share)
+        return True
+
     def end(self, followed: Followed) -> None:
         """Tell all who want to know."""
         if self._trace is not None and followed.ids is not None:
@@ -127,6 +148,13 @@ class Following:
             self._keep.tell(followed)
         if self._access is not None:
             self._access(followed)
+
+
+def _gap(share: float) -> float:
+    """How many requests it takes until one is of the `share` that chance picks."""
+    if share <= 0:
+        return math.inf
+    return 1.0 if share >= 1 else math.floor(math.log(1 - random.random()) / math.log(1 - share)) + 1.0  # noqa: S311
 
 
 def _span_ids(caller: Caller) -> SpanIds:

@@ -6,6 +6,7 @@ import logging
 import random
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from service.errors import Code, InvalidArgument, NotFound
@@ -55,6 +56,25 @@ def test_the_callers_trace_decides_else_chance(share: float, sampled: bool | Non
     if begun is not None and sampled:
         assert begun.ids is not None
         assert (begun.trace_id, begun.ids.parent_id) == (TRACE, int(SPAN, 16))
+
+
+def test_a_share_of_the_requests_is_traced_whoever_asks():
+    """Each with the same chance, whether those before it were passed by or not."""
+    random.seed(5)
+    following = Following(Follower(0.05))
+    traced = [not following.passes_by() and following.begin(NOBODY) is not None for _ in range(20000)]
+    assert 850 < sum(traced) < 1150
+    gaps = np.diff(np.flatnonzero(traced))
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.15)  # as chance has it, not every twentieth
+    assert following.begin(Caller(TRACE, SPAN, True)) is not None
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.0, True), (1.0, False)])
+def test_none_or_all_are_passed_by(share: float, passes: bool):
+    """With nothing but traces to make; whoever logs or keeps requests looks at each."""
+    assert Following(Follower(share)).passes_by() is passes
+    assert not Following(Follower(share), access=lambda followed: None).passes_by()
+    assert not Following(keep=Follower(0.0)).passes_by()
 
 
 def test_the_share_is_kept_to():
