@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import subprocess
 import sys
@@ -24,9 +25,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_thirty_unloads_leave_what_one_left() -> None:
-    """A model of 100 MB loaded and unloaded 30 times: resident memory ends within 10 % of where one round left it."""
+    """A model of 100 MB loaded and unloaded 30 times: resident memory ends within 10 % of where one round left it.
+
+    Without oneDNN, which on some processors keeps the matrices of the last model until others take their place.
+    """
     command = [sys.executable, "-m", "load_tests.memory", "--rounds", "30", "--plan", "signature"]
-    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    env = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    child = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=110, check=False)
     assert child.returncode == 0, child.stderr
     rows = [[int(n) for n in re.findall(r"\d+", line)] for line in child.stdout.splitlines()[2:]]
     assert [number for number, _, _ in rows] == list(range(1, 31))
