@@ -67,8 +67,12 @@ def main() -> None:
     bare = Bare(LoadedModel(path, RuntimeOptions(PlanningOptions(_MAX_ROWS, plan), plan_dir=cache_dir / "plans")))
     rates = {bucket: bare.rows_per_s(bucket, _SECONDS_PER_BUCKET) for bucket in bare.record.chosen}
     best = max(rates, key=lambda bucket: rates[bucket])
-    found = {"rows_per_s": rates[best], "best_bucket_rows": best, "plan": bare.record.names[best]}
-    found["rows_per_s_alone"] = rates[min(rates)]
+    found = {
+        "rows_per_s": rates[best],
+        "rows_per_s_alone": rates[min(rates)],
+        "best_bucket_rows": best,
+        "plan": bare.record.names[best],
+    }
     print(json.dumps({"model": source.model, **found}), flush=True)
     for _ in sys.stdin:
         print(bare.rows_per_s(best, _SECONDS_NOW), flush=True)

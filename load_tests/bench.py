@@ -296,11 +296,16 @@ def wait_for(url: str, timeout_s: float = 180.0) -> None:
 
 def _wait_for_rest(process: psutil.Process, timeout_s: float = 60.0) -> None:
     """Until a server does next to nothing: one that answers may still be loading what it did not wait for."""
-    stop, used = time.monotonic() + timeout_s, 1.0
-    while used > _IDLE_SHARE and time.monotonic() < stop:
-        before = _cpu_s(process)
-        time.sleep(1.0)
-        used = _cpu_s(process) - before
+    stop = time.monotonic() + timeout_s
+    while time.monotonic() < stop and cores_used(process, 1.0) > _IDLE_SHARE:
+        pass
+
+
+def cores_used(process: psutil.Process, seconds: float) -> float:
+    """CPU time of a process over the next `seconds`, as so many cores."""
+    before = _cpu_s(process)
+    time.sleep(seconds)
+    return (_cpu_s(process) - before) / seconds
 
 
 def _cpu_s(process: psutil.Process) -> float:

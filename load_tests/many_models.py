@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from load_tests.bench import free_port, machine, server_process, wait_for
+from load_tests.bench import cores_used, free_port, machine, server_process, wait_for
 from load_tests.driver import Plan, driven
 from load_tests.payloads import PATHS
 
@@ -120,10 +119,7 @@ def _settled(process: psutil.Process) -> int:
 
 def _idle_percent(process: psutil.Process, seconds: float) -> float:
     """CPU time of the process over `seconds`, in percent of one core."""
-    before = process.cpu_times()
-    time.sleep(seconds)
-    after = process.cpu_times()
-    return float(after.user - before.user + after.system - before.system) / seconds * 100
+    return 100 * cores_used(process, seconds)
 
 
 def _input_name(port: int) -> str:

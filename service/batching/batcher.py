@@ -213,10 +213,9 @@ class Batcher:
             self.statistics.failed()
             raise
         self._idle.clear()
-        if deadline is not None and (self._timer is None or deadline < self._timer_at):
+        if deadline is not None:
             self._set_timer(deadline)
-        if not self._pump_planned:
-            self._plan_pump(lane, rows)
+        self._plan_pump(lane, rows)
         if len(entries) == 1:
             reply: Awaitable[Tensors] = entries[0].reply  # type: ignore[assignment]
             return reply

@@ -28,6 +28,8 @@ Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
 TIMEOUT_HEADER = b"kiln-timeout-ms"
+KNOWN_ROUTES = 128
+"""Paths of which it is remembered what they ask: few, for callers choose how long they are."""
 _HEADERS = "kiln.headers"
 """Where a request's scope keeps its headers by name, once one was asked for."""
 _RETURNED = [(name, name.encode()) for name in RETURNED]

@@ -229,8 +229,7 @@ def rows_of(text: bytes, spec: TensorSpec) -> Array | None:
     What is asked most often, read with the least that tells it from all else; integers are as with `exact`.
     """
     row_elements = spec.row_elements
-    numbers = _numbers(text, spec) if row_elements else None
-    if numbers is None or not row_elements:
+    if not row_elements or (numbers := _numbers(text, spec)) is None:
         return None
     value, buffer = numbers
     rows, odd = divmod(len(buffer), row_elements)

@@ -82,10 +82,12 @@ class _Framed:
     wanted: Wanted
     shape: tuple[int, ...]
 
-    def read(self, numbers: bytes, signatures: Mapping[str, Signature]) -> Array | None:
-        """The input of another request in that frame; None where it may not come to the same again."""
-        if signatures.get(self.signature.name) is not self.signature:
-            return None
+    def fits(self, signatures: Mapping[str, Signature]) -> bool:
+        """Whether it would come to the same again, for such a model."""
+        return signatures.get(self.signature.name) is self.signature
+
+    def read(self, numbers: bytes) -> Array | None:
+        """The input of a request in that frame; None where the list is not as its was."""
         return flat_numbers(numbers, self.signature.inputs[0], self.shape)
 
 
@@ -124,22 +126,24 @@ class KnownHeaders:
 
     def _decode_json(self, body: bytes, signatures: Mapping[str, Signature]) -> tuple[Decoded, Wanted]:
         is_short = len(body) <= LONG_BYTES and not self._bounds.may_exceed(len(body))
-        found = _Frame.of(body) if is_short else None
-        framed = None if found is None else self._by_frame.get(found[0])
-        if found is not None and framed is not None:
-            array = framed.read(found[1], signatures)
-            if array is not None:
-                signature, wanted = framed.signature, framed.wanted
-                inputs = {signature.inputs[0].name: array}
-                return Decoded(signature, inputs, timeout_s=wanted.timeout_s, priority=wanted.priority), wanted
+        frame, numbers = (_Frame.of(body) if is_short else None) or (None, b"")
+        framed = self._by_frame.get(frame) if frame is not None else None
+        if framed is not None and framed.fits(signatures) and (array := framed.read(numbers)) is not None:
+            signature, wanted = framed.signature, framed.wanted
+            inputs = {signature.inputs[0].name: array}
+            return Decoded(signature, inputs, timeout_s=wanted.timeout_s, priority=wanted.priority), wanted
         decoded, wanted, _ = read_infer(body, None, signatures, self._max_depth, self._memory, self._bounds)
-        if found is not None and len(decoded.inputs) == 1 and not _has_own(wanted) and found[0].is_plain:
-            (array,) = decoded.inputs.values()
-            framed = _Framed(decoded.signature, wanted, array.shape)
-            again = framed.read(found[1], signatures)
-            if again is not None and np.array_equal(again, array, equal_nan=True):
-                _keep(self._by_frame, found[0], framed)
+        if frame is not None and len(decoded.inputs) == 1 and not _has_own(wanted) and frame.is_plain:
+            self._remember_frame(frame, numbers, decoded, wanted)
         return decoded, wanted
+
+    def _remember_frame(self, frame: _Frame, numbers: bytes, decoded: Decoded, wanted: Wanted) -> None:
+        """Keep a frame if its numbers alone come to what the whole request did."""
+        (array,) = decoded.inputs.values()
+        framed = _Framed(decoded.signature, wanted, array.shape)
+        again = framed.read(numbers)
+        if again is not None and np.array_equal(again, array, equal_nan=True):
+            _keep(self._by_frame, frame, framed)
 
     def _remember(self, text: bytes, header: _Header) -> None:
         """Keep a header if nothing in it is the request's own: an id, a place in shared memory, strings, data."""

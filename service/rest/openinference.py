@@ -15,6 +15,7 @@ from service.predictor import EXTENSIONS, SERVER_NAME, Decoded, Engine, ModelRef
 from service.registry.lifecycle import State
 from service.rest.http import (
     JSON,
+    KNOWN_ROUTES,
     Asgi,
     Headers,
     Receive,
@@ -36,7 +37,6 @@ from service.shared_memory import SharedMemory
 from service.tensors import Signature
 
 INFER_ROUTE = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-_KNOWN_ROUTES = 128
 _LENGTH_HEADER = b"inference-header-content-length"
 _BINARY = (b"content-type", b"application/octet-stream")
 
@@ -80,7 +80,7 @@ def infer_app(predictor: Predictor, options: RestOptions) -> Asgi:
     return guarded(infer)
 
 
-@lru_cache(maxsize=_KNOWN_ROUTES)
+@lru_cache(maxsize=KNOWN_ROUTES)
 def _named(path: str) -> tuple[str, str | None]:
     """The names of the model and of the version in a path; `NotFound` if it is no such path."""
     match = INFER_ROUTE.fullmatch(path)

@@ -17,6 +17,7 @@ from service.registry.lifecycle import State, VersionStatus
 from service.rest.examples_codec import decode_examples_body, encode_classes, encode_values
 from service.rest.http import (
     JSON,
+    KNOWN_ROUTES,
     Asgi,
     Receive,
     Scope,
@@ -45,7 +46,6 @@ _STATES = {
     State.FAILED: "END",
 }
 _LARGEST_VERSION = 2**63 - 1
-_KNOWN_ROUTES = 128
 
 
 def tfserving_app(predictor: Predictor, options: RestOptions) -> Asgi:
@@ -109,7 +109,7 @@ def _asked(predictor: Predictor, method: str, path: str) -> tuple[ModelRef, str]
         raise
 
 
-@lru_cache(maxsize=_KNOWN_ROUTES)
+@lru_cache(maxsize=KNOWN_ROUTES)
 def _parse(method: str, path: str) -> tuple[ModelRef, str]:
     """The model that a route means, and what is asked of it: a verb, ``metadata`` or ``status``."""
     match = _ROUTE.fullmatch(path)

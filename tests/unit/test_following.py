@@ -15,6 +15,7 @@ from service.logs import fields_of
 from service.metrics import Metrics
 from service.predictor import Decoded, ModelRef, Predictor
 from service.trace_context import NOBODY, Caller
+from service.trace_context import caller as current
 from tests.fakes import DOUBLE, rows
 from tests.unit.test_predictor import FakeEngine
 
@@ -185,6 +186,22 @@ def test_without_followers_a_refusal_is_only_counted():
     assert predictor.trace_share is None
     labels = {"model": "", "version": "", "protocol": "rest-tfs", "code": "not_found"}
     assert metrics.registry.get_sample_value("kiln_requests_total", labels) == 1
+
+
+def test_a_request_that_is_passed_by_is_not_begun(monkeypatch: pytest.MonkeyPatch):
+    """Only one with a trace or an id of its own is looked at closer."""
+    following = Following(Follower(0.0))
+    predictor = Predictor(cast("Any", FakeEngine()), Metrics(), following)
+    begun: list[Caller] = []
+    monkeypatch.setattr(following, "begin", begun.append)
+    with predictor.request(ModelRef("double"), "rest-v2"):
+        assert begun == []
+    token = current.set(Caller(TRACE, SPAN, True))
+    try:
+        with predictor.request(ModelRef("double"), "rest-v2"):
+            assert begun == [Caller(TRACE, SPAN, True)]
+    finally:
+        current.reset(token)
 
 
 def test_a_refusal_that_nobody_follows():
