@@ -174,7 +174,8 @@ async def closed_loop_rate(client: Client, seconds: float, callers: int = 16) ->
     async def call() -> None:
         nonlocal answered
         while loop.time() - start < seconds:
-            answered += await client.send(next(numbers)) is Answer.OK
+            is_ok = await client.send(next(numbers)) is Answer.OK
+            answered += is_ok  # not in one with the waiting: the sum would be read before it, and others' lost
 
     await asyncio.gather(*(call() for _ in range(callers)))
     return answered / max(loop.time() - start, 1e-9)

@@ -208,21 +208,24 @@ async def test_a_request_that_is_given_up_takes_its_connection_along(monkeypatch
 
 
 class Fake:
-    """A client that answers as it is told to."""
+    """A client that answers as it is told to; `count` is how often."""
 
     def __init__(self, give: Answer, error: str = "why") -> None:
-        self.error, self._give = error, give
+        self.error, self._give, self.count = error, give, 0
 
     async def send(self, number: int) -> Answer:
         await asyncio.sleep(0)
+        self.count += 1
         return self._give
 
     async def close(self) -> None: ...
 
 
-async def test_a_closed_loop_tells_about_how_much_a_server_does():
-    """Nothing where the first request is not answered."""
-    assert await closed_loop_rate(Fake(Answer.OK), 0.1) > 0
+@pytest.mark.parametrize("callers", [1, 8])
+async def test_a_closed_loop_tells_how_much_a_server_does(callers: int):
+    """The answers to all callers count; there are none where the first request is not answered."""
+    client = Fake(Answer.OK)
+    assert await closed_loop_rate(client, 0.2, callers) == pytest.approx(client.count / 0.2, rel=0.2)
     assert not await closed_loop_rate(Fake(Answer.FAILED), 0.1)
 
 
