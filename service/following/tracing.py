@@ -7,6 +7,7 @@ linked to all of them, and ``execute``, the run of the plan, is a child of the b
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import time
 from functools import partial
@@ -21,6 +22,8 @@ from service.following.followed import Asked, Followed, SpanIds
 _FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE_EXCEEDED})
 """Failures that make a span one of error: those that are the server's."""
 _TRACES_PATH = "/v1/traces"
+_SIZES = {"max_queue_size": 8192, "max_export_batch_size": 2048}
+"""Spans kept and sent at once: four times OpenTelemetry's own, for each sending costs as much as encoding 60 of them."""
 _Attributes = dict[str, str | int | float]
 
 
@@ -127,7 +130,8 @@ def otlp_tracer(endpoint: str, share: float) -> Tracer:
             f"otlp_endpoint: the packages of OpenTelemetry are needed, install kiln[otel] ({error})"
         ) from None
     whole = url if url.path not in ("", "/") else url._replace(path=_TRACES_PATH)
-    return Tracer(BatchSpanProcessor(OTLPSpanExporter(whole.geturl())), share)
+    sizes = {} if any(name.startswith("OTEL_BSP_MAX_") for name in os.environ) else _SIZES
+    return Tracer(BatchSpanProcessor(OTLPSpanExporter(whole.geturl()), **sizes), share)
 
 
 def _ns(start: float, end: float, offset_s: float) -> tuple[int, int]:

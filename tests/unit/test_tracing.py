@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -206,6 +206,35 @@ def test_where_spans_go(endpoint: str, url: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", Exporter)
     otlp_tracer(endpoint, 0.5).close()
     assert asked == [url]
+
+
+@pytest.mark.parametrize(
+    ("variables", "sizes"),
+    [
+        ({}, (8192, 2048)),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "1000"}, (1000, 512)),
+        ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100"}, (2048, 100)),
+    ],
+)
+def test_how_many_spans_are_sent_at_once(
+    variables: dict[str, str], sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    """Many, unless OpenTelemetry's own variables say how many are kept or sent."""
+    from opentelemetry.sdk.trace import export
+
+    made: list[BatchSpanProcessor] = []
+
+    class Processor(BatchSpanProcessor):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            made.append(self)
+
+    monkeypatch.setattr(export, "BatchSpanProcessor", Processor)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    otlp_tracer("http://collector:4318", 1.0).close()
+    inner = made[0]._batch_processor
+    assert (inner._max_queue_size, inner._max_export_batch_size) == sizes
 
 
 def test_what_sends_them_is_not_installed(monkeypatch: pytest.MonkeyPatch):
