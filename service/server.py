@@ -32,7 +32,8 @@ from service.registry.meaning import read_meaning
 from service.registry.registry import Registry
 from service.registry.remote import fetch
 from service.registry.repository import Repository, Source
-from service.registry.version import Memory, RegistryOptions
+from service.registry.served_model import Follower
+from service.registry.version import Memory, RegistryOptions, Version
 from service.registry.watch import Watcher, look
 from service.rpc.server import RpcServer
 from service.rpc.warmup_codec import decode_warm_up
@@ -49,7 +50,6 @@ from service.warm_cache import link_warm_cache
 _log = logging.getLogger("kiln.server")
 _LINGER_S = 0.3
 """After the last answer, how long connections stay open so that late requests are refused, not cut."""
-_READINESS_S = 0.5
 _MOST_FETCHES = 4
 """Versions that are fetched or converted at once; a child that converts takes a core and 600 MB."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -96,7 +96,8 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
     found = await watcher.found_whole(watcher.configs)  # a start that is ready has what was copied just before it
     hub = Hub(metrics) if settings.frontends else None
     options = registry_options(settings)
-    registry = Registry(found, options, metrics, configs=watcher.configs, watcher=watcher, follower=hub)
+    changes = _Changes(watcher, hub or Follower())
+    registry = Registry(found, options, metrics, configs=watcher.configs, watcher=watcher, follower=changes)
     on_signal(signal.SIGHUP, watcher.poke)
     health = Health(registry.can_serve)
     doors: Doors | FrontEnds
@@ -116,7 +117,7 @@ async def serve(settings: Settings, build_rpc: BuildRpc, on_signal: Callable[...
         loading.result()
         spare_garbage_collector()
         health.loaded = True
-        following = [asyncio.create_task(_announce(health, registry, doors, metrics))]
+        following = [asyncio.create_task(_announce(health, registry, doors, metrics, changes.seen))]
         following.append(asyncio.create_task(registry.watch()))
         await stopped
         for task in following:
@@ -241,10 +242,30 @@ def _watcher(settings: Settings) -> Watcher:
     )
 
 
-async def _announce(health: Health, registry: Registry, doors: Doors | FrontEnds, metrics: Metrics) -> None:
-    """Tell of readiness wherever it is asked for, now and whenever it changes."""
+class _Changes(Follower):
+    """Sets `seen` with each change of the models, and has the watcher and `other` told of it too."""
+
+    def __init__(self, watcher: Watcher, other: Follower) -> None:
+        self.seen = asyncio.Event()
+        self._watcher = watcher
+        self._other = other
+
+    def changed(self) -> None:
+        self.seen.set()
+        self._watcher.stir()
+        self._other.changed()
+
+    def draining(self, version: Version) -> None:
+        self._other.draining(version)
+
+
+async def _announce(
+    health: Health, registry: Registry, doors: Doors | FrontEnds, metrics: Metrics, changed: asyncio.Event
+) -> None:
+    """Tell of readiness wherever it is asked for, now and where it is another after something has `changed`."""
     told: bool | None = None
     while True:
+        changed.clear()
         is_ready = health.is_ready()
         if is_ready != told:
             await doors.set_serving(serving=is_ready)
@@ -254,7 +275,7 @@ async def _announce(health: Health, registry: Registry, doors: Doors | FrontEnds
             else:
                 _log.error("not ready: none of %d models could be loaded", len(registry.model_names()))
         told = is_ready
-        await asyncio.sleep(_READINESS_S)
+        await changed.wait()
 
 
 def _listen_to_signals(stopping: asyncio.Event, on_signal: Callable[..., object]) -> None:

@@ -22,8 +22,8 @@ from service.following.followed import Asked, Followed, SpanIds
 _FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE_EXCEEDED})
 """Failures that make a span one of error: those that are the server's."""
 _TRACES_PATH = "/v1/traces"
-_SIZES = {"max_queue_size": 8192, "max_export_batch_size": 2048}
-"""Spans kept and sent at once: four times OpenTelemetry's own, for each sending costs as much as encoding 60 of them."""
+_MOST_KEPT, _MOST_SENT = 8192, 2048
+"""Spans kept, and sent at once: four times OpenTelemetry's own, for sending costs as much as encoding 60 of them."""
 _Attributes = dict[str, str | int | float]
 
 
@@ -130,8 +130,10 @@ def otlp_tracer(endpoint: str, share: float) -> Tracer:
             f"otlp_endpoint: the packages of OpenTelemetry are needed, install kiln[otel] ({error})"
         ) from None
     whole = url if url.path not in ("", "/") else url._replace(path=_TRACES_PATH)
-    sizes = {} if any(name.startswith("OTEL_BSP_MAX_") for name in os.environ) else _SIZES
-    return Tracer(BatchSpanProcessor(OTLPSpanExporter(whole.geturl()), **sizes), share)
+    is_sized = any(name.startswith("OTEL_BSP_MAX_") for name in os.environ)
+    most = (None, None) if is_sized else (_MOST_KEPT, _MOST_SENT)
+    exporter = OTLPSpanExporter(whole.geturl())
+    return Tracer(BatchSpanProcessor(exporter, max_queue_size=most[0], max_export_batch_size=most[1]), share)
 
 
 def _ns(start: float, end: float, offset_s: float) -> tuple[int, int]:

@@ -73,15 +73,18 @@ class Registry(Catalogue[Version]):
         if self._watcher is not None and not self._options.fixed:
             await self._watcher.run(self._look_again)
 
-    async def _look_again(self, configs: ModelConfigs | None) -> None:
+    async def _look_again(self, configs: ModelConfigs | None) -> bool:
+        """Whether there is nothing to do."""
         assert self._watcher is not None
         if configs is not None:
             self._configs = configs
         found = await self._watcher.found(self._configs)
         if configs is not None or not found.is_same(self._noted):
             self._note(found)
-        for model in [model for model in self._models.values() if not model.is_settled]:
+        unsettled = [model for model in self._models.values() if not model.is_settled]
+        for model in unsettled:
             self._keep(asyncio.create_task(self._settle(model)))
+        return not unsettled
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         """Hold a task until it ends: the event loop does so only weakly."""

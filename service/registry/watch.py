@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 import zipfile
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from service.batching.runner import Runner, result_of
@@ -61,9 +63,17 @@ class Settling:
         self._now = wall_clock
         self._whole: dict[tuple[str, int], Source] = {}
         self._seen: dict[tuple[str, int], str] = {}
+        self._last: tuple[Repository, Repository] | None = None
+        """The last finds that were all whole, and what they came to."""
+
+    def is_settled(self, found: Repository) -> bool:
+        """Whether `found` is the very one that was last asked for, and all of it was whole."""
+        return self._last is not None and found is self._last[0]
 
     def settled(self, found: Repository) -> Repository:
         """`found`, with the versions that are not whole as problems, or as they were when they were."""
+        if self._last is not None and found is self._last[0]:
+            return self._last[1]
         sources: list[Source] = []
         problems = list(found.problems)
         seen: dict[tuple[str, int], str] = {}
@@ -82,7 +92,10 @@ class Settling:
         seen |= {key: source.fingerprint for key, source in kept.items()}
         self._seen = seen
         self._whole = {key: source for key, source in self._whole.items() if key in seen}
-        return Repository(tuple(sources), tuple(problems))
+        settled = Repository(tuple(sources), tuple(problems))
+        are_whole = all(key in self._whole and self._whole[key].fingerprint == seen[key] for key in seen)
+        self._last = (found, settled) if are_whole else None
+        return settled
 
     def _is_whole(self, source: Source) -> bool:
         key = (source.model, source.version)
@@ -126,25 +139,29 @@ class Watcher:
         self._follows_folder = follows_folder
         self._runner = runner
         self._poked = asyncio.Event()
+        self._stir = threading.Event()
+        """Ends a rest, which keeps the runner from all else."""
+        self._last: tuple[ModelConfigs, Repository] = ({}, Repository())
+        """What was looked for last, and what there was."""
+        self._is_steady = False
+        """Whether a look gives the very same again while nothing changes: one that lists a store does not."""
         self._config_stamp: tuple[int, int] | None = None
         self._last_error = ""
         self.configs: ModelConfigs = {}
+
+    def stir(self) -> None:
+        """The models have changed by themselves: there may be something to do."""
+        self._stir.set()
 
     def poke(self) -> None:
         """Look now, and read the config file again whether it looks changed or not."""
         self._config_stamp = None
         self._poked.set()
+        self.stir()
 
     def read_config_file(self) -> bool:
         """Read the config file if it has changed; whether it had. Raises `InvalidArgument`."""
-        if self._config_file is None:
-            return False
-        try:
-            stat = self._config_file.stat()
-            stamp = (stat.st_mtime_ns, stat.st_size)
-        except OSError:
-            stamp = (0, 0)
-        if stamp == self._config_stamp:
+        if self._config_file is None or (stamp := _stamp(self._config_file)) == self._config_stamp:
             return False
         self._config_stamp = stamp
         self.configs = read_configs(self._config_file)
@@ -152,7 +169,11 @@ class Watcher:
 
     async def found(self, configs: ModelConfigs) -> Repository:
         """What lies there now and is whole."""
-        return self._settling.settled(await result_of(self._runner, lambda: self._look(configs)))
+        self.stir()
+        found = await result_of(self._runner, lambda: self._look(configs))
+        self._is_steady = found is self._last[1]
+        self._last = (configs, found)
+        return self._settling.settled(found)
 
     async def found_whole(self, configs: ModelConfigs) -> Repository:
         """As `found`, after a short wait for files that have just been written: `_PATIENCE_S` at most."""
@@ -163,20 +184,54 @@ class Watcher:
                 return repository
             await asyncio.sleep(min(self._quiet_s / 4, 0.5))
 
-    async def run(self, update: Callable[[ModelConfigs | None], Awaitable[None]]) -> None:
-        """Call `update` at every look, with the configs if the file has changed; runs until cancelled."""
+    async def run(self, update: Callable[[ModelConfigs | None], Awaitable[bool]]) -> None:
+        """Call `update` at every look, with the configs if the file has changed; runs until cancelled.
+
+        `update` tells whether it has done all there is to do: if so it is not called again before something changes.
+        """
+        is_done = False
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), self._poll_s)
+            await self._until_due(may_rest=is_done)
             is_poked = self._poked.is_set()
             self._poked.clear()
+            is_done = False
             try:
                 configs = self.configs if self.read_config_file() else None
                 if self._follows_folder or is_poked or configs is not None:
-                    await update(configs)
+                    is_done = await update(configs)
                 self._last_error = ""
             except Exception as error:  # noqa: BLE001 - whatever it is, the next look is made
                 if str(error) != self._last_error:
                     is_foreseen = isinstance(error, KilnError | OSError)
                     _log.error("nothing is changed: %s", error, exc_info=None if is_foreseen else error)
                 self._last_error = str(error)
+
+    async def _until_due(self, *, may_rest: bool) -> None:
+        """Until a look is due, or a poke. A rest leaves the event loop alone until then, however long that takes."""
+        if may_rest and self._is_steady and self._poll_s is not None and self._settling.is_settled(self._last[1]):
+            self._stir.clear()
+            if self._poked.is_set():
+                return
+            try:
+                await result_of(self._runner, partial(self._rest, self._poll_s, *self._last))
+            finally:
+                self.stir()
+        else:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), self._poll_s)
+
+    def _rest(self, poll_s: float, configs: ModelConfigs, found: Repository) -> None:
+        """Look every `poll_s` seconds whether anything has changed, in the runner's thread, until it has."""
+        with contextlib.suppress(KilnError, OSError):  # the next look will tell
+            while not self._stir.wait(poll_s):
+                is_config_changed = self._config_file is not None and _stamp(self._config_file) != self._config_stamp
+                if is_config_changed or self._look(configs) is not found:
+                    return
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    try:
+        stat = file.stat()
+    except OSError:
+        return (0, 0)
+    return (stat.st_mtime_ns, stat.st_size)

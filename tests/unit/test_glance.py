@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import InvalidArgument
+from service.registry import glance
 from service.registry.config import ModelConfig, ModelConfigs
 from service.registry.glance import Glance
 from service.registry.repository import Repository, open_models
@@ -24,7 +25,9 @@ class Looks:
         self.file.write_bytes(b"graph")
         (self.file.parent / "variables" / "data").write_bytes(b"weights")
         self.count = 0
-        self.glance = Glance(self._look, root)
+        self.now = 0.0
+        self.spent = 0.0
+        self.glance = Glance(self._look, root, clock=lambda: self.now, cpu_clock=lambda: self.spent)
 
     def _look(self, configs: ModelConfigs) -> Repository:
         self.count += 1
@@ -82,11 +85,11 @@ def test_a_link_that_is_turned_is_a_change(looks: Looks):
     link = looks.root.parent / "link"
     other = Looks(looks.root.parent / "others")
     link.symlink_to(looks.root)
-    glance = Glance(lambda configs: open_models(link), link)
-    assert glance({}).sources[0].path.is_relative_to(looks.root)
+    glances = Glance(lambda configs: open_models(link), link)
+    assert glances({}).sources[0].path.is_relative_to(looks.root)
     link.unlink()
     link.symlink_to(other.root)
-    assert glance({}).sources[0].path.is_relative_to(other.root)
+    assert glances({}).sources[0].path.is_relative_to(other.root)
 
 
 def test_models_that_lie_elsewhere_are_always_looked_at(looks: Looks):
@@ -120,6 +123,68 @@ def test_what_changes_during_a_look_is_seen_at_the_next(looks: Looks):
         looks.count += 1
         return found
 
-    glance = Glance(look, looks.root)
-    assert not glance({}).problems
-    assert [problem.model for problem in glance({}).problems] == ["b"]
+    glances = Glance(look, looks.root)
+    assert not glances({}).problems
+    assert [problem.model for problem in glances({}).problems] == ["b"]
+
+
+def _grown(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make it a large folder that has been quiet, with time for ten of each part a look; what is stamped then."""
+    for number in range(19):
+        (looks.root / f"m{number}" / "1").mkdir(parents=True)
+        (looks.root / f"m{number}" / "1" / "saved_model.pb").write_bytes(b"graph")
+    looks.glance({})
+    looks.now += 60.0
+    stamped: list[str] = []
+    real, took_s = glance._stamp, glance._BUDGET_S / 9.5
+
+    def stamp(path: str) -> glance.Stamp:
+        stamped.append(path)
+        looks.spent += took_s
+        return real(path)
+
+    monkeypatch.setattr(glance, "_stamp", stamp)
+    return stamped
+
+
+def _outer_and_inner(looks: Looks) -> tuple[set[str], set[str]]:
+    outer = {str(looks.root), *(str(path) for path in looks.root.iterdir())}
+    return outer, {str(path) for path in looks.root.rglob("*")} - outer
+
+
+def test_a_large_quiet_folder_is_looked_at_in_turns(looks: Looks, monkeypatch: pytest.MonkeyPatch):
+    """Folders of models and what is in them each have their turns, and all of them."""
+    stamped = _grown(looks, monkeypatch)
+    before = looks.glance({})
+    outer, inner = _outer_and_inner(looks)
+    assert (len(outer), len(inner)) == (21, 42)
+    assert len(outer.intersection(stamped)) == len(inner.intersection(stamped)) == 10
+    for _ in range(4):
+        looks.glance({})
+    assert set(stamped) == outer | inner
+    assert len(stamped) == 5 * 20
+    assert (looks.glance({}), looks.count) == (before, 1)
+
+
+@pytest.mark.parametrize(("change", "most"), [(_add_model, 3), (_add_version, 3), (_grow, 5), (_replace, 5)])
+def test_a_change_of_a_large_quiet_folder_is_seen(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch, change: Callable[[Looks], None], most: int
+):
+    """When its turn comes; then all is looked at again each time, for a minute."""
+    stamped = _grown(looks, monkeypatch)
+    change(looks)
+    for _ in range(most):
+        looks.glance({})
+    assert looks.count == 2
+    looks.now += 59.0
+    stamped.clear()
+    looks.glance({})
+    assert set(stamped) == set().union(*_outer_and_inner(looks))
+
+
+def test_a_large_quiet_folder_is_looked_at_whole_where_there_is_time(looks: Looks, monkeypatch: pytest.MonkeyPatch):
+    """Turns are for where a look is dear."""
+    stamped = _grown(looks, monkeypatch)
+    monkeypatch.setattr(glance, "_BUDGET_S", 100.0)
+    looks.glance({})
+    assert set(stamped) == set().union(*_outer_and_inner(looks))

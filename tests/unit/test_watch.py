@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zipfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +132,7 @@ class Followed:
         self.looks = 0
         self.told: asyncio.Queue[ModelConfigs | None] = asyncio.Queue()
         self.error: Exception | None = None
+        self.is_done = self.is_fresh = False
         self.watcher = Watcher(
             self.look,
             config_file=config_file,
@@ -140,12 +144,14 @@ class Followed:
 
     def look(self, configs: ModelConfigs) -> Repository:
         self.looks += 1
-        return self.repository
-
-    async def update(self, configs: ModelConfigs | None) -> None:
-        await self.told.put(configs)
         if self.error is not None:
             raise self.error
+        return replace(self.repository) if self.is_fresh else self.repository
+
+    async def update(self, configs: ModelConfigs | None) -> bool:
+        await self.told.put(configs)
+        await self.watcher.found(self.watcher.configs)
+        return self.is_done
 
 
 async def test_a_poke_makes_it_look_at_once():
@@ -186,6 +192,83 @@ async def test_polling_goes_on_after_an_error(caplog: pytest.LogCaptureFixture, 
     assert [r.getMessage() for r in caplog.records] == ["nothing is changed: the folder is gone"]
     task.cancel()
     followed.runner.close()
+
+
+@contextlib.asynccontextmanager
+async def resting(file: Path, poll_s: float) -> AsyncIterator[Followed]:
+    """A watcher that was told once that nothing is left to do."""
+    _write(file, "models: {a: {}}")
+    followed = Followed(config_file=file, poll_s=0.001)
+    followed.is_done = True
+    task = asyncio.create_task(followed.watcher.run(followed.update))
+    assert list(await followed.told.get() or ()) == ["a"]
+    assert await followed.told.get() is None  # to see that there is nothing new
+    followed.watcher._poll_s = poll_s
+    while followed.watcher._stir.is_set():
+        await asyncio.sleep(0.001)
+    yield followed
+    task.cancel()
+    followed.runner.close()
+
+
+async def test_while_nothing_changes_nothing_is_told(tmp_path: Path):
+    """Looks are made all the same; with what they find it is told again."""
+    async with resting(tmp_path / "models.yaml", 0.001) as followed:
+        await asyncio.sleep(0.1)
+        assert followed.looks > 10
+        assert followed.told.empty()
+        followed.repository = Repository((source("a", 0.0),))
+        assert await asyncio.wait_for(followed.told.get(), 5.0) is None
+
+
+@pytest.mark.parametrize("why", ["something is left to do", "files have to be quiet", "each look is another"])
+async def test_where_there_may_be_something_to_do_it_is_told_at_every_look(why: str):
+    """While models are being loaded, or copied, and of a store that is listed anew each time."""
+    followed = Followed(poll_s=0.001)
+    followed.is_done = why != "something is left to do"
+    followed.is_fresh = why == "each look is another"
+    followed.repository = Repository((source("a", 1e12 if why == "files have to be quiet" else 0.0),))
+    task = asyncio.create_task(followed.watcher.run(followed.update))
+    for count in range(1, 6):
+        assert await asyncio.wait_for(followed.told.get(), 5.0) is None
+        assert followed.looks <= count
+    task.cancel()
+    followed.runner.close()
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def _config(followed: Followed, file: Path) -> None:
+    _write(file, "models: {a: {}, b: {}}")
+
+
+def _folder_gone(followed: Followed, file: Path) -> None:
+    followed.error = InvalidArgument("the folder is gone")
+
+
+@pytest.mark.parametrize("change", [_config, _folder_gone])
+async def test_what_ends_a_rest(tmp_path: Path, change: Callable[[Followed, Path], None]):
+    """Another file of configs, and whatever makes a look fail."""
+    file = tmp_path / "models.yaml"
+    async with resting(file, 0.001) as followed:
+        change(followed, file)
+        told = await asyncio.wait_for(followed.told.get(), 5.0)
+        assert (told is None) is (change is not _config)
+
+
+@pytest.mark.parametrize("way", ["poke", "stir", "look"])
+async def test_a_rest_holds_up_nobody(tmp_path: Path, way: str):
+    """However long it is: a poke, a change that the models made, and a look that somebody waits for."""
+    async with resting(tmp_path / "models.yaml", 600.0) as followed:
+        if way == "poke":
+            followed.watcher.poke()
+        elif way == "stir":
+            followed.watcher.stir()
+        else:
+            assert await asyncio.wait_for(followed.watcher.found({}), 5.0) == followed.repository
+        await asyncio.wait_for(followed.told.get(), 5.0)
 
 
 async def test_the_config_file_is_read_when_it_changes(tmp_path: Path):
