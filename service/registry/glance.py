@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from service.registry.config import ModelConfigs
@@ -13,12 +12,9 @@ from service.registry.repository import Repository
 from service.registry.watch import Look
 
 _STIRRED_S = 60.0
-_BUDGET_S = 2e-3
-"""CPU time of a look at each of folders and files, once nothing has changed for a minute: what is left takes turns.
-
-It is enough for 500 of either, but where one that was not looked at for seconds costs 70 µs (as measured on a virtual
-machine) for 30: 200 models were 0.7 % of a core else.
-"""
+_LEAST_AT_ONCE = 128
+_TURNS = 20
+"""After a minute without a change, what is in a large folder of models is looked at in at most so many turns."""
 
 Stamp = tuple[int, int, int, int]
 """What tells a change of a file or folder: its inode, size, and times of modification and of change."""
@@ -29,24 +25,19 @@ Stamps = dict[str, Stamp]
 class Glance:
     """A `Look` at the folder `models` which calls `look` only where something has changed since it did last.
 
-    New models and versions show in the folder and those of its models, so these are looked at apart from what is in
-    them. Where configs name other places, and while the folder cannot be read, it is always a whole look.
+    The folder and those of its models are looked at each time: there new models and versions show. What is in them
+    takes turns where there is much of it and it has been quiet. Where configs name other places, and while the folder
+    cannot be read, it is always a whole look.
     """
 
-    def __init__(
-        self,
-        look: Look,
-        models: Path,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        cpu_clock: Callable[[], float] = time.thread_time,
-    ) -> None:
-        """`look` blocks; clocks are in seconds."""
+    def __init__(self, look: Look, models: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`look` blocks; `clock` is in seconds."""
         self._look = look
         self._models = models
         self._clock = clock
-        self._cpu_clock = cpu_clock
-        self._parts: tuple[_Part, ...] = ()
+        self._outer: list[tuple[str, Stamp]] = []
+        self._inner: list[tuple[str, Stamp]] = []
+        self._next = 0
         self._changed = 0.0
         self._found: Repository | None = None
 
@@ -66,34 +57,17 @@ class Glance:
     def _note(self, stamps: Stamps) -> None:
         root = str(self._models)
         outer = {path for path in stamps if path == root or os.path.dirname(path) == root}  # noqa: PTH120 - as below
-        self._parts = tuple(
-            _Part({path: stamp for path, stamp in stamps.items() if (path in outer) is is_outer})
-            for is_outer in (True, False)
-        )
+        self._outer = [(path, stamp) for path, stamp in stamps.items() if path in outer]
+        self._inner = [(path, stamp) for path, stamp in stamps.items() if path not in outer]
 
     def _is_current(self) -> bool:
-        is_stirred = self._clock() - self._changed < _STIRRED_S
-        return all(part.is_current(self._cpu_clock, math.inf if is_stirred else _BUDGET_S) for part in self._parts)
-
-
-class _Part:
-    """Some of the files and folders, looked at in turns where the time is not enough for all."""
-
-    def __init__(self, stamps: Stamps) -> None:
-        self._stamps = list(stamps.items())
-        self._next = 0
-
-    def is_current(self, clock: Callable[[], float], budget_s: float) -> bool:
-        """Whether what is looked at is as it was: from where the last time ended, and everything at most."""
-        stop = clock() + budget_s
-        for _ in self._stamps:
-            path, stamp = self._stamps[self._next]
-            self._next = (self._next + 1) % len(self._stamps)
-            if _stamp(path) != stamp:
-                return False
-            if clock() >= stop:
-                break
-        return True
+        if not _are_current(self._outer):
+            return False
+        if self._clock() - self._changed < _STIRRED_S:
+            return _are_current(self._inner)
+        start = self._next if self._next < len(self._inner) else 0
+        self._next = start + max(_LEAST_AT_ONCE, -(-len(self._inner) // _TURNS))
+        return _are_current(self._inner[start : self._next])
 
 
 def stamps_below(folder: Path) -> Stamps:
@@ -104,6 +78,10 @@ def stamps_below(folder: Path) -> Stamps:
             path = os.path.join(place, name)  # noqa: PTH118 - a Path for each costs more than the look at it
             stamps[path] = _stamp(path)
     return stamps
+
+
+def _are_current(stamps: Iterable[tuple[str, Stamp]]) -> bool:
+    return all(_stamp(path) == stamp for path, stamp in stamps)
 
 
 def _stamp(path: str) -> Stamp:

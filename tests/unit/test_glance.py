@@ -26,8 +26,7 @@ class Looks:
         (self.file.parent / "variables" / "data").write_bytes(b"weights")
         self.count = 0
         self.now = 0.0
-        self.spent = 0.0
-        self.glance = Glance(self._look, root, clock=lambda: self.now, cpu_clock=lambda: self.spent)
+        self.glance = Glance(self._look, root, clock=lambda: self.now)
 
     def _look(self, configs: ModelConfigs) -> Repository:
         self.count += 1
@@ -129,18 +128,18 @@ def test_what_changes_during_a_look_is_seen_at_the_next(looks: Looks):
 
 
 def _grown(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Make it a large folder that has been quiet, with time for ten of each part a look; what is stamped then."""
+    """Make it a large folder that has long been quiet; the paths that are stamped from now on."""
     for number in range(19):
         (looks.root / f"m{number}" / "1").mkdir(parents=True)
         (looks.root / f"m{number}" / "1" / "saved_model.pb").write_bytes(b"graph")
+    monkeypatch.setattr(glance, "_LEAST_AT_ONCE", 10)
     looks.glance({})
     looks.now += 60.0
     stamped: list[str] = []
-    real, took_s = glance._stamp, glance._BUDGET_S / 9.5
+    real = glance._stamp
 
     def stamp(path: str) -> glance.Stamp:
         stamped.append(path)
-        looks.spent += took_s
         return real(path)
 
     monkeypatch.setattr(glance, "_stamp", stamp)
@@ -152,25 +151,37 @@ def _outer_and_inner(looks: Looks) -> tuple[set[str], set[str]]:
     return outer, {str(path) for path in looks.root.rglob("*")} - outer
 
 
-def test_a_large_quiet_folder_is_looked_at_in_turns(looks: Looks, monkeypatch: pytest.MonkeyPatch):
-    """Folders of models and what is in them each have their turns, and all of them."""
+def test_of_a_large_quiet_folder_all_is_looked_at_in_turns(looks: Looks, monkeypatch: pytest.MonkeyPatch):
+    """The folders of models each time, what is in them by and by, and then from the beginning."""
     stamped = _grown(looks, monkeypatch)
     before = looks.glance({})
     outer, inner = _outer_and_inner(looks)
     assert (len(outer), len(inner)) == (21, 42)
-    assert len(outer.intersection(stamped)) == len(inner.intersection(stamped)) == 10
+    assert (set(stamped[:21]), len(stamped)) == (outer, 21 + 10)
     for _ in range(4):
         looks.glance({})
     assert set(stamped) == outer | inner
-    assert len(stamped) == 5 * 20
+    assert len(stamped) == 5 * 21 + 42
+    for _ in range(5):
+        looks.glance({})
+    assert len(stamped) == 2 * (5 * 21 + 42)
     assert (looks.glance({}), looks.count) == (before, 1)
 
 
-@pytest.mark.parametrize(("change", "most"), [(_add_model, 3), (_add_version, 3), (_grow, 5), (_replace, 5)])
+def test_a_very_large_folder_is_through_in_twenty_looks(looks: Looks, monkeypatch: pytest.MonkeyPatch):
+    """However much there is, a change is not left unseen for longer."""
+    stamped = _grown(looks, monkeypatch)
+    monkeypatch.setattr(glance, "_LEAST_AT_ONCE", 1)
+    for _ in range(20):
+        looks.glance({})
+    assert set(stamped) == set().union(*_outer_and_inner(looks))
+
+
+@pytest.mark.parametrize(("change", "most"), [(_add_model, 1), (_add_version, 1), (_grow, 5), (_replace, 5)])
 def test_a_change_of_a_large_quiet_folder_is_seen(
     looks: Looks, monkeypatch: pytest.MonkeyPatch, change: Callable[[Looks], None], most: int
 ):
-    """When its turn comes; then all is looked at again each time, for a minute."""
+    """New models and versions at once, the rest when its turn comes; then all is looked at each time, for a minute."""
     stamped = _grown(looks, monkeypatch)
     change(looks)
     for _ in range(most):
@@ -178,13 +189,5 @@ def test_a_change_of_a_large_quiet_folder_is_seen(
     assert looks.count == 2
     looks.now += 59.0
     stamped.clear()
-    looks.glance({})
-    assert set(stamped) == set().union(*_outer_and_inner(looks))
-
-
-def test_a_large_quiet_folder_is_looked_at_whole_where_there_is_time(looks: Looks, monkeypatch: pytest.MonkeyPatch):
-    """Turns are for where a look is dear."""
-    stamped = _grown(looks, monkeypatch)
-    monkeypatch.setattr(glance, "_BUDGET_S", 100.0)
     looks.glance({})
     assert set(stamped) == set().union(*_outer_and_inner(looks))
