@@ -11,10 +11,10 @@ from service.registry.config import ModelConfigs
 from service.registry.repository import Repository
 from service.registry.watch import Look
 
-_STIRRED_S = 60.0
+_STIRRED_S = 10.0
 _LEAST_AT_ONCE = 128
 _TURNS = 20
-"""After a minute without a change, what is in a large folder of models is looked at in at most so many turns."""
+"""After ten seconds without a change, what is in a large folder of models is looked at in at most so many turns."""
 
 Stamp = tuple[int, int, int, int]
 """What tells a change of a file or folder: its inode, size, and times of modification and of change."""

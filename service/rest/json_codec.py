@@ -24,7 +24,14 @@ from service.bounds import Bounds, too_many
 from service.errors import InvalidArgument
 from service.padding import PaddedInput, stack
 from service.rest.json_elements import cast, from_python, may_have_integers, quote, too_deep
-from service.rest.json_pieces import NUMBER_BYTES, PROXY_COST_BYTES, NotPlainError, NumberText, parse_around
+from service.rest.json_pieces import (
+    NUMBER_BYTES,
+    PROXY_COST_BYTES,
+    NotPlainError,
+    NumberText,
+    count_commas,
+    parse_around,
+)
 from service.rest.json_scan import fewest_elements, is_deeper
 from service.tensors import MAX_DIMENSIONS, Array, DataType, Signature, TensorSpec
 
@@ -177,7 +184,7 @@ def check_elements(text: bytes, signature: Signature, bounds: Bounds) -> None:
     if not bounds.may_exceed(len(text)):
         return
     most = bounds.most_of(signature)
-    if text.count(b",") > most:
+    if count_commas(text) > most:
         count = fewest_elements(text)
         if count > most:
             raise too_many(", ".join(sorted(signature.input_by_name)), most, f"{count} or more")

@@ -134,7 +134,7 @@ def _grown(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (looks.root / f"m{number}" / "1" / "saved_model.pb").write_bytes(b"graph")
     monkeypatch.setattr(glance, "_LEAST_AT_ONCE", 10)
     looks.glance({})
-    looks.now += 60.0
+    looks.now += 10.0
     stamped: list[str] = []
     real = glance._stamp
 
@@ -181,13 +181,13 @@ def test_a_very_large_folder_is_through_in_twenty_looks(looks: Looks, monkeypatc
 def test_a_change_of_a_large_quiet_folder_is_seen(
     looks: Looks, monkeypatch: pytest.MonkeyPatch, change: Callable[[Looks], None], most: int
 ):
-    """New models and versions at once, the rest when its turn comes; then all is looked at each time, for a minute."""
+    """New models and versions at once, the rest when its turn comes; then all is looked at each time, for some seconds."""
     stamped = _grown(looks, monkeypatch)
     change(looks)
     for _ in range(most):
         looks.glance({})
     assert looks.count == 2
-    looks.now += 59.0
+    looks.now += 9.0
     stamped.clear()
     looks.glance({})
     assert set(stamped) == set().union(*_outer_and_inner(looks))
