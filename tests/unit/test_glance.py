@@ -181,7 +181,7 @@ def test_a_very_large_folder_is_through_in_twenty_looks(looks: Looks, monkeypatc
 def test_a_change_of_a_large_quiet_folder_is_seen(
     looks: Looks, monkeypatch: pytest.MonkeyPatch, change: Callable[[Looks], None], most: int
 ):
-    """New models and versions at once, the rest when its turn comes; then all is looked at each time, for some seconds."""
+    """New models and versions at once, the rest when its turn comes; then all of it each time, for seconds."""
     stamped = _grown(looks, monkeypatch)
     change(looks)
     for _ in range(most):
