@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from email.utils import formatdate, parsedate_to_datetime
@@ -37,7 +38,8 @@ class Started:
 
 
 @pytest.fixture
-async def started() -> AsyncIterator[Started]:
+async def started(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Started]:
+    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)  # uvicorn turns it off for good
     one = Started()
     one.port = await one.server.start()
     yield one
