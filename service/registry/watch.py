@@ -222,7 +222,7 @@ class Watcher:
 
     def _rest(self, poll_s: float, configs: ModelConfigs, found: Repository) -> None:
         """Look every `poll_s` seconds whether anything has changed, in the runner's thread, until it has."""
-        with contextlib.suppress(KilnError, OSError):  # the next look will tell
+        with contextlib.suppress(Exception):  # whatever it is, the next look will tell
             while not self._stir.wait(poll_s):
                 is_config_changed = self._config_file is not None and _stamp(self._config_file) != self._config_stamp
                 if is_config_changed or self._look(configs) is not found:

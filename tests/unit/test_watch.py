@@ -248,7 +248,11 @@ def _folder_gone(followed: Followed, file: Path) -> None:
     followed.error = InvalidArgument("the folder is gone")
 
 
-@pytest.mark.parametrize("change", [_config, _folder_gone])
+def _bug(followed: Followed, file: Path) -> None:
+    followed.error = ZeroDivisionError("unforeseen")
+
+
+@pytest.mark.parametrize("change", [_config, _folder_gone, _bug])
 async def test_what_ends_a_rest(tmp_path: Path, change: Callable[[Followed, Path], None]):
     """Another file of configs, and whatever makes a look fail."""
     file = tmp_path / "models.yaml"
