@@ -23,7 +23,7 @@ _FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.OVERLOADED, Code.DEAD
 """Failures that make a span one of error: those that are the server's."""
 _TRACES_PATH = "/v1/traces"
 _MOST_KEPT, _MOST_SENT = 8192, 2048
-"""Spans kept, and sent at once: four times OpenTelemetry's own, for sending costs as much as encoding 60 of them."""
+"""Spans kept, and sent at once: four times OpenTelemetry's own, for sending costs as much as encoding 200 of them."""
 _Attributes = dict[str, str | int | float]
 
 

@@ -73,8 +73,6 @@ class Repository:
 
     def is_same(self, other: Repository) -> bool:
         """Whether it tells of the very same finds: those of another look are others, for their files may be."""
-        if self is other:
-            return True
         are_same = all(one is another for one, another in zip(self.sources, other.sources, strict=False))
         return are_same and len(self.sources) == len(other.sources) and self.problems == other.problems
 

@@ -90,7 +90,6 @@ class ServedModel(Routes[Version]):
         self._has_served = False
         self._is_awake = False
         self._is_waking = False
-        self._is_known_settled = False
         self._arrived = asyncio.Event()
         """Set and replaced whenever a version becomes READY or FAILED."""
 
@@ -115,7 +114,7 @@ class ServedModel(Routes[Version]):
             self._bench.metrics.folder_problem(self.name, place, status.reason)
         for place in told.keys() - self.problems.keys():
             self._bench.metrics.forget_state(self.name, place)
-        self._changed()
+        self._bench.follower.changed()
 
     def statuses(self) -> list[VersionStatus]:
         """Every version that is known, newest first.
@@ -169,7 +168,7 @@ class ServedModel(Routes[Version]):
         if not self.is_asleep:
             return False
         self._is_awake = self._is_waking = True
-        self._changed()
+        self._bench.follower.changed()
         return True
 
     async def evict(self) -> None:
@@ -180,7 +179,7 @@ class ServedModel(Routes[Version]):
             self._is_awake = False
             for version in list(self.versions):
                 await self._unload(version)
-        self._changed()
+        self._bench.follower.changed()
 
     def residents(self) -> list[Resident]:
         """Its loaded versions, as the memory budget sees them."""
@@ -204,19 +203,9 @@ class ServedModel(Routes[Version]):
     @property
     def is_settled(self) -> bool:
         """Whether a `reconcile` would find nothing to do, now or when a failed version is due again."""
-        if not self._is_known_settled:
-            self._is_known_settled = self._has_nothing_to_do()
-        return self._is_known_settled
-
-    def _has_nothing_to_do(self) -> bool:
         is_here = bool(self.sources or self.problems or self.versions)
         is_as_wanted = next_action(self.wanted(), self._states(), self.config.transition) is None
         return is_here and is_as_wanted and not self._failures and not self._is_waking and not self.unmoved_labels()
-
-    def _changed(self) -> None:
-        """What it has, or is to have, is another; whoever sets `config` or `is_enabled` has it reconciled or told."""
-        self._is_known_settled = False
-        self._bench.follower.changed()
 
     def retry_now(self) -> None:
         """Let what failed be tried again without waiting."""
@@ -227,14 +216,14 @@ class ServedModel(Routes[Version]):
         async with self._is_reconciling:
             self._is_waking = False
             self._mark_due_failures()
-            self._changed()
+            self._bench.follower.changed()
             while (action := next_action(self.wanted(), self._states(), self.config.transition)) is not None:
                 if isinstance(action, Load):
                     await self._load(self.sources[action.version])
                 else:
                     await self._unload(self._ready[action.version])
             self._move_labels()
-        self._changed()
+        self._bench.follower.changed()
 
     def wanted(self) -> set[int]:
         """The versions that should be READY."""
@@ -334,7 +323,7 @@ class ServedModel(Routes[Version]):
             self._bench.metrics.state_changed(version.status)
         if state is State.DRAINING:
             self._bench.follower.draining(version)
-        self._changed()
+        self._bench.follower.changed()
         if state in (State.READY, State.FAILED):
             arrived, self._arrived = self._arrived, asyncio.Event()
             arrived.set()

@@ -63,17 +63,15 @@ class Settling:
         self._now = wall_clock
         self._whole: dict[tuple[str, int], Source] = {}
         self._seen: dict[tuple[str, int], str] = {}
-        self._last: tuple[Repository, Repository] | None = None
-        """The last finds that were all whole, and what they came to."""
+        self._whole_find: Repository | None = None
+        """What was asked for last, if all of it was whole."""
 
     def is_settled(self, found: Repository) -> bool:
         """Whether `found` is the very one that was last asked for, and all of it was whole."""
-        return self._last is not None and found is self._last[0]
+        return found is self._whole_find
 
     def settled(self, found: Repository) -> Repository:
         """`found`, with the versions that are not whole as problems, or as they were when they were."""
-        if self._last is not None and found is self._last[0]:
-            return self._last[1]
         sources: list[Source] = []
         problems = list(found.problems)
         seen: dict[tuple[str, int], str] = {}
@@ -92,10 +90,9 @@ class Settling:
         seen |= {key: source.fingerprint for key, source in kept.items()}
         self._seen = seen
         self._whole = {key: source for key, source in self._whole.items() if key in seen}
-        settled = Repository(tuple(sources), tuple(problems))
         are_whole = all(key in self._whole and self._whole[key].fingerprint == seen[key] for key in seen)
-        self._last = (found, settled) if are_whole else None
-        return settled
+        self._whole_find = found if are_whole else None
+        return Repository(tuple(sources), tuple(problems))
 
     def _is_whole(self, source: Source) -> bool:
         key = (source.model, source.version)
