@@ -90,7 +90,8 @@ class Candidates:
                 continue
             is_reduced = any(precision in name for precision in _REDUCED)
             tolerance = self._precision_tolerance if is_reduced else self._tolerance
-            found.append(Candidate(name, partial(self._workshop.build, name, self._signature), tolerance))
+            build = partial(self._workshop.build, name, self._signature)
+            found.append(Candidate(name, build, tolerance, on_own_cores=not needs_tensorflow(name)))
         return found
 
 

@@ -36,6 +36,11 @@ _SPINNING = 2.0
 """A short plan whose threads take so many times the CPU time that their work can have been is not chosen."""
 _MIN_STREAM_S = 1e-3
 _WORTH_STREAMS = 1.1
+_WORTH_OWN_CORES = 0.97
+"""Streams on cores of their own are taken at the same rate already: what else runs on a core, the server first of
+all, holds up one of them, and of a batch on all cores the whole."""
+_FOR_STREAMS = 0.1
+"""Share of the time for planning that streams have for themselves: where batches are long, plans take all the rest."""
 _INVARIANCE_ROWS = 8
 REFUSED = "refused"
 """How the reason begins why a plan is left out whose answers were wrong."""
@@ -43,23 +48,27 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan that may be tried; `tolerance` is what its answers are held to."""
+    """A plan that may be tried; `tolerance` is what its answers are held to.
+
+    Each batch of one `on_own_cores` keeps to a part of the cores that no other batch beside it uses.
+    """
 
     name: str
     build: Callable[[], Plan]
     tolerance: Tolerance = STRICT
+    on_own_cores: bool = False
 
 
 class Budget:
     """Time for planning: what the clock says, or what this process got of the CPU where that is less."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._wall, self._cpu = time.monotonic(), time.process_time()
 
     @property
     def is_spent(self) -> bool:
-        return min(time.monotonic() - self._wall, time.process_time() - self._cpu) >= self._seconds
+        return min(time.monotonic() - self._wall, time.process_time() - self._cpu) >= self.seconds
 
 
 @dataclass(frozen=True)
@@ -294,19 +303,20 @@ class Survey:
         """How many batches are best run at once, by which plan, and the rows/s of that."""
         rows = best_rows(chosen)
         cell = chosen[rows]
-        rate = rows / cell.seconds
-        if not self.signature.batched or cell.seconds < _MIN_STREAM_S or self._budget.is_spent:
-            return 1, "", rate
+        if not self.signature.batched or cell.seconds < _MIN_STREAM_S or not self._budget.seconds:
+            return 1, "", rows / cell.seconds
         inputs = self._drawer.batch(rows)
-        best = (1, "", rows_per_s(_bound(runs[cell.plan, cell.piece_rows], self._drawer.batch(cell.piece_rows)),
-                                  cell.piece_rows, 1))  # fmt: skip
+        piece = self._drawer.batch(cell.piece_rows)
+        alone = rows_per_s(_bound(runs[cell.plan, cell.piece_rows], piece), cell.piece_rows, 1)
+        best, budget = (1, "", alone), Budget(_FOR_STREAMS * self._budget.seconds)
         for streams in _stream_counts(self.options.cores):
             for candidate in self.options.streams(streams):
-                run = self._prepared(candidate, rows, inputs, runs)
+                run = None if budget.is_spent else self._prepared(candidate, rows, inputs, runs)
                 if run is None:
                     continue
                 found = rows_per_s(_bound(run, inputs), rows, streams)
-                if found > _WORTH_STREAMS * best[2]:
+                worth = _WORTH_OWN_CORES if candidate.on_own_cores else _WORTH_STREAMS
+                if found > max(worth * alone, best[2] if best[1] else 0.0):
                     best = streams, candidate.name, found
         return best
 

@@ -444,6 +444,31 @@ def test_streams_are_used_where_they_give_more_rows(machine: Machine, baseline: 
     assert (known.streams, known.shared) == (1, "")
 
 
+def test_streams_on_cores_of_their_own_are_taken_at_the_same_rate(machine: Machine, baseline: FakePlan) -> None:
+    """What holds up one core there holds up one batch; the fastest of them is taken, and a slower one is not."""
+    whole = FakePlan(machine, "whole", 0.004)
+    plans = FakePlan(machine, "level", 0.00405), FakePlan(machine, "quicker", 0.004), FakePlan(machine, "late", 0.0045)
+
+    def streams(count: int) -> list[Candidate]:
+        return [replace(offer(plan), on_own_cores=True) for plan in plans]
+
+    record = survey(baseline, offer(whole), cores=2, streams=streams)
+    assert (record.streams, record.shared) == (2, "quicker")
+    plans = (plans[2],)
+    assert survey(baseline, offer(whole), cores=2, streams=streams).streams == 1
+
+
+def test_streams_have_time_of_their_own(machine: Machine, baseline: FakePlan) -> None:
+    """However long the plans alone take, a tenth of the time is left for them; then nothing more is begun."""
+    whole, split, never = (FakePlan(machine, name, 0.002) for name in ("whole", "split", "never"))
+    whole.seconds = 0.004
+    record = survey(baseline, offer(whole), cores=2, streams=streams_of(split), budget=Budget(0.5))
+    assert "the time for planning is spent" in record.left_out["whole"]
+    assert (record.streams, record.shared) == (2, "split")
+    again = survey(baseline, offer(whole), cores=2, streams=streams_of(split, never), budget=Budget(0.5))
+    assert (again.shared, never.prepared) == ("split", [])
+
+
 @pytest.mark.parametrize("fault", ["wrong", "unavailable", "slow", "failing build"])
 def test_streams_by_a_plan_that_will_not_do_are_not_used(machine: Machine, baseline: FakePlan, fault: str) -> None:
     """What is wrong, absent or no faster in streams leaves the batches one at a time."""
