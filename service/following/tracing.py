@@ -84,8 +84,7 @@ class Tracer:
         ]
         sizes: _Attributes = {"kiln.batch.rows": run.rows, "kiln.batch.given_rows": run.given}
         self._end("batch", batch, own, _ns(run.taken, ended + run.cut_s, offset_s), sizes, links=links)
-        plan: _Attributes = {"kiln.model": followed.model, "kiln.version": followed.version or 0}
-        self._end("execute", self._new(own), batch, _ns(run.started, ended, offset_s), plan)
+        self._end("execute", self._new(own), batch, _ns(run.started, ended, offset_s))
 
     def _new(self, parent: Any) -> Any:
         """A span in the trace of `parent`."""
@@ -143,11 +142,9 @@ def _ns(start: float, end: float, offset_s: float) -> tuple[int, int]:
 
 def _attributes(followed: Followed) -> _Attributes:
     """What is told of a request; what is not known is left out."""
-    code = followed.code
     found: _Attributes = {
         "kiln.protocol": followed.protocol,
         "kiln.model": followed.model,
-        "kiln.code": "ok" if code is None else code.value,
         "kiln.rows": followed.rows,
     }
     if followed.version is not None:
@@ -158,8 +155,8 @@ def _attributes(followed: Followed) -> _Attributes:
         found["kiln.decode_ms"] = followed.decode_s * 1e3
     if followed.answered is not None:
         found["kiln.encode_ms"] = (followed.ended - followed.answered) * 1e3
-    if code is not None:
-        found["error.type"] = code.value
+    if followed.code is not None:
+        found["error.type"] = followed.code.value
     return found
 
 

@@ -140,7 +140,7 @@ async def test_failures_are_spans(kiln: Kiln, exporter: InMemorySpanExporter):
     kiln.model.poison = 3.0
     await client.post(INFER_PATH, OIP_BODY)
     requests = named(exporter, "request")
-    assert told(requests, "kiln.code") == ["not_found", "invalid_argument", "internal"]
+    assert told(requests, "error.type") == ["not_found", "invalid_argument", "internal"]
     assert [span.status.status_code.name for span in requests] == ["UNSET", "UNSET", "ERROR"]
     assert [span.parent for span in named(exporter, "execute")] == [span.context for span in named(exporter, "batch")]
     assert [span.parent for span in named(exporter, "batch")] == [requests[2].context]

@@ -59,14 +59,19 @@ def test_the_callers_trace_decides_else_chance(share: float, sampled: bool | Non
         assert (begun.trace_id, begun.ids.parent_id) == (TRACE, int(SPAN, 16))
 
 
-def test_a_share_of_the_requests_is_traced_whoever_asks():
-    """Each with the same chance, whether those before it were passed by or not."""
+@pytest.mark.parametrize(("share", "in_a_row"), [(0.01, 4), (0.1, 1)])
+def test_a_share_of_the_requests_is_traced_whoever_asks(share: float, in_a_row: int):
+    """When it is next begun with is chance, whether those before were passed by or not; of few requests, a few in a row."""
     random.seed(5)
-    following = Following(Follower(0.05))
-    traced = [not following.passes_by() and following.begin(NOBODY) is not None for _ in range(20000)]
-    assert 850 < sum(traced) < 1150
+    following = Following(Follower(share))
+    count = int(4000 / share)
+    traced = [not following.passes_by() and following.begin(NOBODY) is not None for _ in range(count)]
+    assert sum(traced) == pytest.approx(share * count, rel=0.1)
     gaps = np.diff(np.flatnonzero(traced))
-    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.15)  # as chance has it, not every twentieth
+    if in_a_row > 1:
+        assert (gaps == 1).mean() == pytest.approx(1 - 1 / in_a_row, abs=0.01)
+        gaps = gaps[gaps > 1]
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.15)  # as chance has it, not regularly
     assert following.begin(Caller(TRACE, SPAN, True)) is not None
 
 
