@@ -195,7 +195,10 @@ class Settings(BaseSettings):
         None, description="URL of an OTLP collector that spans are sent to over HTTP; needs kiln[otel]"
     )
     trace_share: float = Field(
-        0.01, ge=0, le=1, description="share of the requests traced of those that come without a traceparent, under 0.05 four in a row"
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the requests traced of those that come without a traceparent, under 0.05 eight in a row",
     )
     request_log: Path | None = Field(
         None, description="folder where answered requests are kept with their payload, to warm up with or to replay"

@@ -47,7 +47,7 @@ def exporter() -> InMemorySpanExporter:
 async def kiln(exporter: InMemorySpanExporter) -> AsyncIterator[Kiln]:
     """As the usual one, with every request traced and in the access log."""
     model = FakeModel()
-    tracer = Tracer(SimpleSpanProcessor(exporter), 1.0)
+    tracer = Tracer(exporter, 1.0, SimpleSpanProcessor)
     kiln = await start_kiln({"double": model}, following=Following(tracer, access=log_access))
     yield kiln
     model.unblock()

@@ -59,12 +59,12 @@ def test_the_callers_trace_decides_else_chance(share: float, sampled: bool | Non
         assert (begun.trace_id, begun.ids.parent_id) == (TRACE, int(SPAN, 16))
 
 
-@pytest.mark.parametrize(("share", "in_a_row"), [(0.01, 4), (0.1, 1)])
+@pytest.mark.parametrize(("share", "in_a_row"), [(0.01, 8), (0.1, 1)])
 def test_a_share_of_the_requests_is_traced_whoever_asks(share: float, in_a_row: int):
-    """When it is next begun with is chance, whether those before were passed by or not; of few requests, a few in a row."""
+    """Chance begins with it, whether those before were passed by or not; a small share is traced a few in a row."""
     random.seed(5)
     following = Following(Follower(share))
-    count = int(4000 / share)
+    count = int(8000 / share)
     traced = [not following.passes_by() and following.begin(NOBODY) is not None for _ in range(count)]
     assert sum(traced) == pytest.approx(share * count, rel=0.1)
     gaps = np.diff(np.flatnonzero(traced))

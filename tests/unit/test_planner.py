@@ -447,14 +447,15 @@ def test_streams_are_used_where_they_give_more_rows(machine: Machine, baseline: 
 def test_streams_on_cores_of_their_own_are_taken_at_the_same_rate(machine: Machine, baseline: FakePlan) -> None:
     """What holds up one core there holds up one batch; the fastest of them is taken, and a slower one is not."""
     whole = FakePlan(machine, "whole", 0.004)
-    plans = FakePlan(machine, "level", 0.00405), FakePlan(machine, "quicker", 0.004), FakePlan(machine, "late", 0.0045)
+    seconds = {"level": 0.00405, "quicker": 0.004, "late": 0.0045}
+    plans = [FakePlan(machine, name, each) for name, each in seconds.items()]
 
     def streams(count: int) -> list[Candidate]:
         return [replace(offer(plan), on_own_cores=True) for plan in plans]
 
     record = survey(baseline, offer(whole), cores=2, streams=streams)
     assert (record.streams, record.shared) == (2, "quicker")
-    plans = (plans[2],)
+    del plans[:2]
     assert survey(baseline, offer(whole), cores=2, streams=streams).streams == 1
 
 
