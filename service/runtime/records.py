@@ -80,7 +80,12 @@ class SignatureRecord:
     def needed(self) -> set[tuple[str, int]]:
         """Plans and the numbers of rows that they are prepared for."""
         cells = {(cell.plan, cell.piece_rows) for cell in self.chosen.values()}
-        return cells | ({(self.shared, rows) for rows in self.chosen} if self.streams > 1 else set())
+        return cells | {(self.shared, rows) for rows in self.shared_pieces.values()}
+
+    @property
+    def shared_pieces(self) -> dict[int, int]:
+        """By bucket, how many rows of a batch are run at once beside another: `best_rows`, where it has more."""
+        return {rows: min(rows, self.best_rows) for rows in self.chosen} if self.streams > 1 else {}
 
 
 @dataclass(frozen=True)

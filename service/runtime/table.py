@@ -93,7 +93,7 @@ def build_table(
 
     try:
         cells = {rows: cell(chosen.plan, chosen.piece_rows) for rows, chosen in sorted(record.chosen.items())}
-        shared = {rows: cell(record.shared, rows) for rows in cells} if record.streams > 1 else {}
+        shared = {rows: cell(record.shared, piece_rows) for rows, piece_rows in sorted(record.shared_pieces.items())}
     except PlanUnavailable:
         for plan in plans.values():
             plan.close()

@@ -544,8 +544,9 @@ def test_the_real_clock_measures() -> None:
 
 
 def test_a_record_tells_what_its_plans_are_prepared_for() -> None:
-    """Plan and rows of each cell, and of the plan for batches beside others in every bucket."""
+    """Plan and rows of each cell, and of the plan for batches beside others up to the best bucket."""
     record = SignatureRecord({1: Chosen("a", 1, 1.0), 8: Chosen("a", 1, 8.0), 16: Chosen("b", 16, 9.0)})
     assert record.names == {1: "a", 8: "a (8 × 1)", 16: "b"}
     assert record.needed == {("a", 1), ("b", 16)}
-    assert replace(record, streams=2, shared="c").needed == {("a", 1), ("b", 16), ("c", 1), ("c", 8), ("c", 16)}
+    shared = replace(record, streams=2, shared="c", best_rows=8)
+    assert shared.needed == {("a", 1), ("b", 16), ("c", 1), ("c", 8)}

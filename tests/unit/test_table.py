@@ -118,11 +118,11 @@ def test_a_table_is_built_of_what_was_chosen(own: FakePlan, fixed: Fixed) -> Non
 
 
 def test_streams_have_their_plan_in_every_bucket(own: FakePlan, fixed: Fixed) -> None:
-    """What runs beside others is prepared for all of them."""
-    chosen = record({1: ("signature", 1), 8: ("signature", 8)}, streams=2, shared="fixed")
-    table = build_table(chosen, own.run, lambda name: fixed, "signature")
-    assert {rows: cell.piece_rows for rows, cell in table.shared.items()} == {1: 1, 8: 8}
-    assert fixed.prepared == [1, 8]
+    """What runs beside others is prepared for those up to the best one; larger batches are cut."""
+    cells = {rows: ("signature", rows) for rows in (1, 4, 8, 16)}
+    table = build_table(record(cells, streams=2, shared="fixed", best_rows=4), own.run, lambda name: fixed, "signature")
+    assert {rows: cell.piece_rows for rows, cell in table.shared.items()} == {1: 1, 4: 4, 8: 4, 16: 4}
+    assert fixed.prepared == [1, 4]
 
 
 def test_a_plan_that_cannot_be_had_any_more_closes_the_others(own: FakePlan, fixed: Fixed) -> None:
@@ -174,7 +174,7 @@ def test_every_cell_is_compared_before_it_is_used(own: FakePlan, fixed: Fixed) -
 
 def test_cells_for_streams_are_compared_too(own: FakePlan, fixed: Fixed) -> None:
     """They run only when it is busy, which is no time to find out."""
-    chosen = record({1: ("signature", 1)}, streams=2, shared="fixed")
+    chosen = record({1: ("signature", 1)}, streams=2, shared="fixed", best_rows=1)
     table = build_table(chosen, own.run, lambda name: fixed, "signature")
     fixed.answer = lambda x: x
     assert checked(table, own.run).startswith("at 1 rows: output 'y' differs by up to ")
