@@ -7,7 +7,6 @@ linked to all of them, and ``execute``, the run of the plan, is a child of the b
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +22,6 @@ from service.following.followed import Followed, SpanIds
 _FAULTS = frozenset({Code.INTERNAL, Code.UNAVAILABLE, Code.OVERLOADED, Code.DEADLINE_EXCEEDED})
 """Failures that make a span one of error: those that are the server's."""
 _TRACES_PATH = "/v1/traces"
-_MOST_KEPT, _MOST_SENT = 2048, 512
-"""Requests kept, and sent at once: sending costs as much as encoding fifty of them."""
 _Attributes = dict[str, str | int | float]
 
 
@@ -184,10 +181,7 @@ def otlp_tracer(endpoint: str, share: float) -> Tracer:
             f"otlp_endpoint: the packages of OpenTelemetry are needed, install kiln[otel] ({error})"
         ) from None
     whole = url if url.path not in ("", "/") else url._replace(path=_TRACES_PATH)
-    is_sized = any(name.startswith("OTEL_BSP_MAX_") for name in os.environ)
-    most = (None, None) if is_sized else (_MOST_KEPT, _MOST_SENT)
-    processor = partial(BatchSpanProcessor, max_queue_size=most[0], max_export_batch_size=most[1])
-    return Tracer(OTLPSpanExporter(whole.geturl()), share, processor)
+    return Tracer(OTLPSpanExporter(whole.geturl()), share, BatchSpanProcessor)
 
 
 def _attributes(ended: _Ended) -> _Attributes:

@@ -50,7 +50,7 @@ REFUSED = "refused"
 class Candidate:
     """A plan that may be tried; `tolerance` is what its answers are held to.
 
-    Each batch of one `on_own_cores` keeps to a part of the cores that no other batch beside it uses.
+    Tried in streams, each batch of one `on_own_cores` keeps to a part of the cores that no other beside it uses.
     """
 
     name: str

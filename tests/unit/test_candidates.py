@@ -64,6 +64,12 @@ def test_streams_share_the_cores(names: tuple[str, ...], streams: int, cores: in
     assert stream_names(names, streams, cores) == expected
 
 
+def test_streams_of_openvino_and_litert_have_cores_of_their_own() -> None:
+    """TensorFlow's share its pools of threads."""
+    candidates = Candidates(Workshop(Path("none"), None, None), BATCHED, STRICT, LOOSE, {}).of(stream_names(ALL, 2, 2))
+    assert {each.name for each in candidates if each.on_own_cores} == {"openvino-2x1", "litert-1"}
+
+
 @pytest.mark.parametrize("name", [*ALL, "signature", "openvino-2x1", "openvino-bf16-1", "openvino-bf16-2x4"])
 def test_some_plans_need_no_tensorflow(name: str) -> None:
     """OpenVINO's and LiteRT's; all others do."""

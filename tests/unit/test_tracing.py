@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,6 +121,26 @@ def test_a_batch_is_told_of_once_and_linked_to_its_requests(tracer: Tracer, expo
     assert [link.context for link in batch.links] == [requests[1].context, requests[0].context]
     assert len(named(exporter, "queue")) == 2
     assert requests[0].parent is None
+
+
+def test_requests_wait_without_their_tensors_until_they_are_sent(exporter: InMemorySpanExporter):
+    """Then their spans are made, all of them at once."""
+    waiting: list[Any] = []
+
+    class Processor(SimpleSpanProcessor):
+        def on_end(self, span: Any) -> None:
+            waiting.append(span)
+
+    tracer = Tracer(exporter, 1.0, Processor)
+    followed = begin(tracer)
+    batch_of(followed)
+    tensor = weakref.ref(followed.asked[0].inputs["x"])
+    tracer.tell(followed)
+    del followed
+    assert tensor() is None
+    assert exporter.get_finished_spans() == ()
+    tracer._processor.span_exporter.export(waiting)
+    assert [span.name for span in exporter.get_finished_spans()] == ["request", "queue", "batch", "execute"]
 
 
 def test_a_request_that_was_split_has_all_its_batches(tracer: Tracer, exporter: InMemorySpanExporter):
